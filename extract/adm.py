@@ -1,0 +1,241 @@
+"""Backbone adapter for every U-Net of guided_diffusion (ADM). The only file that imports guided_diffusion."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..store import Block
+from .errors import CheckpointMismatch, ExtractError, UnknownBlock
+from .zoo import ModelSource
+
+with warnings.catch_warnings():
+    # Its import decorates with torch.cuda.amp.custom_fwd, which newer torch has renamed.
+    warnings.simplefilter("ignore", FutureWarning)
+    from guided_diffusion.gaussian_diffusion import get_named_beta_schedule
+    from guided_diffusion.nn import timestep_embedding
+    from guided_diffusion.script_util import create_model_and_diffusion
+    from guided_diffusion.unet import AttentionBlock, Downsample, ResBlock, UNetModel, Upsample
+
+CONDITIONS = "none, mean, or a class number"
+_SHOWN = 12
+
+
+class ADM:
+    """A guided_diffusion U-Net as a :class:`~diffssl.extract.backbone.Backbone`.
+
+    Args:
+        model: on its device, in float32, in evaluation mode.
+        config: the configuration it was made from.
+        condition: for class-conditional models, ``none`` (no class embedding is added), ``mean`` (the mean of all
+            class embeddings) or a class number; ``none`` for others.
+        dtype: compute dtype; float16 and bfloat16 by autocast.
+    """
+
+    def __init__(
+        self, model: UNetModel, config: Mapping[str, Any], condition: str = "none", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.device = next(model.parameters()).device
+        self.sample_shape = (int(model.in_channels), int(config["image_size"]), int(config["image_size"]))
+        self.blocks = measure_blocks(config)
+        self._model = model
+        self._dtype = dtype
+        self._modules = [*model.input_blocks, model.middle_block, *model.output_blocks]
+        self._condition = _condition_embedding(model, condition)
+        alphas_cumprod, self._model_timesteps = _schedule(config)
+        self.diffusion_steps = len(self._model_timesteps)
+        self._alpha, self._sigma = alphas_cumprod.sqrt().tolist(), (1 - alphas_cumprod).sqrt().tolist()
+
+    def schedule(self, timestep: int) -> tuple[float, float]:
+        """(alpha, sigma) of a timestep: the square roots of abar_t and 1 - abar_t. Raises ``UnknownBlock``."""
+        if not 0 <= timestep < self.diffusion_steps:
+            raise UnknownBlock(f"the model has no timestep {timestep}; its timesteps are 0 to {self.diffusion_steps - 1}")
+        return self._alpha[timestep], self._sigma[timestep]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The identity: the model works on pixels."""
+        return images
+
+    def diffuse(self, x_0: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """x_t = alpha x_0 + sigma noise, in float32."""
+        alpha, sigma = self.schedule(timestep)
+        return alpha * x_0 + sigma * noise
+
+    def features(self, x_t: Tensor, timestep: int, blocks: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (block, (n, C, H, W) activation) in the order the data flows, and stop after the deepest block.
+
+        The forward pass is guided_diffusion's own, block for block. A skip activation is kept only if an output block
+        that will run reads it, and let go when it has.
+        """
+        deepest = max(blocks)
+        if min(blocks) < 1 or deepest > len(self._modules):
+            known = f"1 to {len(self._modules)}"
+            raise UnknownBlock(f"the model has no blocks {sorted(set(blocks) - self._numbers())}; its blocks are {known}")
+        n_inputs = len(self._model.input_blocks)
+        n_outputs = max(0, deepest - n_inputs - 1)  # output block k reads the skip of input block n_inputs - k
+        skips: list[Tensor] = []
+        emb = self._embedding(timestep, len(x_t))
+        h = x_t
+        for number, module in enumerate(self._modules[:deepest], start=1):
+            if number > n_inputs + 1:
+                h = torch.cat([h, skips.pop()], dim=1)
+            with self._autocast():
+                h = module(h, emb)
+            if n_inputs - n_outputs < number <= n_inputs:
+                skips.append(h)
+            if number in blocks:
+                yield number, h
+
+    def _embedding(self, timestep: int, n: int) -> Tensor:
+        """(n, 4 * model_channels) embedding of the timestep, and of the class if the model is conditional."""
+        with self._autocast():
+            steps = torch.full((n,), self._model_timesteps[timestep], device=self.device)
+            emb: Tensor = self._model.time_embed(timestep_embedding(steps, self._model.model_channels))
+            return emb if self._condition is None else emb + self._condition
+
+    def _autocast(self) -> Any:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+    def _numbers(self) -> set[int]:
+        return set(range(1, len(self._modules) + 1))
+
+
+def load_adm(source: ModelSource, device: torch.device, condition: str | None, dtype: torch.dtype) -> ADM:
+    """Load a model.
+
+    Args:
+        source: configuration and weights.
+        device: where to.
+        condition: see :class:`ADM`; None where the model is unconditional.
+        dtype: compute dtype. Weights are kept in float32 whatever it is.
+
+    Raises:
+        CheckpointMismatch: weights and configuration do not fit; the differing keys are listed.
+        ExtractError: the configuration is impossible, or a condition is missing or not known.
+    """
+    model = build_unet(source.config)
+    state = _read_state(source)
+    _check_state(source, model, state)
+    model.load_state_dict({name: value.to(torch.float32) for name, value in state.items()}, assign=True)
+    model.requires_grad_(False).eval().to(device)
+    return ADM(model, source.config, check_condition(source.config, condition), dtype)
+
+
+def check_condition(config: Mapping[str, Any], condition: str | None) -> str:
+    """The condition to use. Raises ``ExtractError`` where one is missing, not known, or makes no sense."""
+    if not config["class_cond"]:
+        if condition not in (None, "none"):
+            raise ExtractError(f"the model is not class-conditional, so --condition {condition} means nothing to it")
+        return "none"
+    if condition is None:
+        raise ExtractError(f"the model is class-conditional: choose --condition ({CONDITIONS})")
+    if condition not in ("none", "mean") and not (condition.isdigit() and int(condition) < 1000):
+        raise ExtractError(f"--condition {condition} is not known to this model; it takes {CONDITIONS} from 0 to 999")
+    return condition
+
+
+def build_unet(config: Mapping[str, Any]) -> UNetModel:
+    """The U-Net of a configuration, without weights (on the meta device), in float32."""
+    try:
+        with torch.device("meta"):
+            model, _ = create_model_and_diffusion(**{**config, "use_fp16": False, "use_checkpoint": False})
+    except (ValueError, AssertionError, ZeroDivisionError, TypeError, RuntimeError) as error:
+        raise ExtractError(f"guided_diffusion cannot build a U-Net from this configuration: {error}") from error
+    return model
+
+
+def measure_blocks(config: Mapping[str, Any]) -> list[Block]:
+    """Kind, channels, size and cumulative GFLOP of every block, from a forward pass on the meta device."""
+    model = build_unet(config)
+    size = int(config["image_size"])
+    modules = [*model.input_blocks, model.middle_block, *model.output_blocks]
+    with torch.device("meta"), torch.no_grad():
+        emb = model.time_embed(torch.empty(1, model.model_channels))
+        h = torch.empty(1, model.in_channels, size, size)
+        skips: list[Tensor] = []
+        found: list[tuple[str, Tensor, int]] = []
+        with FlopCounterMode(display=False) as counter:
+            for number, module in enumerate(modules, start=1):
+                h = torch.cat([h, skips.pop()], dim=1) if number > len(model.input_blocks) + 1 else h
+                h = module(h, emb)
+                skips += [h] if number <= len(model.input_blocks) else []
+                found.append((_kind(module), h, counter.get_total_flops()))
+            model.out(h)
+        total = counter.get_total_flops()
+    return [
+        Block(number, kind, h.shape[1], h.shape[2], round(flops / 1e9, 6), flops / total)
+        for number, (kind, h, flops) in enumerate(found, start=1)
+    ]
+
+
+def _kind(module: nn.Module) -> str:
+    names = []
+    for layer in module.children():
+        if isinstance(layer, ResBlock):
+            changes = isinstance(layer.h_upd, (Upsample, Downsample))
+            names.append("Res" + (("Up" if isinstance(layer.h_upd, Upsample) else "Down") if changes else ""))
+        elif isinstance(layer, AttentionBlock):
+            names.append("Attn")
+        else:
+            names.append({"Conv2d": "Conv", "Upsample": "Up", "Downsample": "Down"}[type(layer).__name__])
+    return "+".join(names)
+
+
+def _schedule(config: Mapping[str, Any]) -> tuple[Tensor, list[float]]:
+    """abar of each timestep, float64, and what the network is given as timestep."""
+    steps = int(config["diffusion_steps"])
+    if config["timestep_respacing"]:
+        raise ExtractError("timestep_respacing is for sampling; leave it empty: features are taken at raw timesteps")
+    betas = torch.from_numpy(get_named_beta_schedule(config["noise_schedule"], steps))
+    scale = 1000.0 / steps if config["rescale_timesteps"] else 1
+    return torch.cumprod(1 - betas, dim=0), [timestep * scale for timestep in range(steps)]
+
+
+def _condition_embedding(model: UNetModel, condition: str) -> Tensor | None:
+    if condition == "none":
+        return None
+    embeddings: Tensor = model.label_emb.weight
+    return embeddings.mean(dim=0) if condition == "mean" else embeddings[int(condition)]
+
+
+def _read_state(source: ModelSource) -> dict[str, Tensor]:
+    try:
+        if source.weights.suffix == ".safetensors":
+            return safetensors.torch.load_file(source.weights)
+        state: dict[str, Tensor] = torch.load(source.weights, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError, OSError, EOFError, safetensors.SafetensorError) as error:
+        raise CheckpointMismatch(f"{source.weights}: cannot be read as weights ({error})") from error
+    except Exception as error:
+        if type(error).__name__ == "UnpicklingError":
+            raise CheckpointMismatch(
+                f"{source.weights}: holds more than weights ({str(error).splitlines()[0]}); save its state_dict alone"
+            ) from error
+        raise
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointMismatch(f"{source.weights}: is not a state_dict of tensors; save the model's state_dict alone")
+    return state
+
+
+def _check_state(source: ModelSource, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    expected = model.state_dict()
+    lines = [f"missing: {name} {tuple(expected[name].shape)}" for name in expected if name not in state]
+    lines += [f"not expected: {name} {tuple(state[name].shape)}" for name in state if name not in expected]
+    lines += [
+        f"shape: {name} is {tuple(state[name].shape)}, the configuration has {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if lines:
+        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        shown = "\n  ".join(lines[:_SHOWN] + more)
+        raise CheckpointMismatch(f"{source.weights} does not fit its model configuration:\n  {shown}")

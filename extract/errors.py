@@ -1,0 +1,47 @@
+"""Errors of extraction, all below ``DiffsslError``::
+
+    ExtractError
+    ├── DataError             the images cannot be listed: layout, ids, labels, archive
+    ├── TooManyBadSamples     more images could not be decoded than --max-bad allows
+    ├── UnknownBlock          the backbone has no such block or timestep; the known ones are listed
+    ├── UnknownModel          no bundled or published model of that name; the known ones are listed
+    ├── MissingWeights        a published model whose weights are not in the cache folder
+    ├── CheckpointMismatch    a checkpoint that does not fit its configuration; differing keys are listed
+    └── Interrupted           SIGINT or SIGTERM; everything committed is kept
+"""
+
+from __future__ import annotations
+
+from ..store import DiffsslError
+
+
+class ExtractError(DiffsslError):
+    """Base of the errors of extraction."""
+
+
+class DataError(ExtractError):
+    """The images cannot be listed as they are."""
+
+
+class TooManyBadSamples(ExtractError):
+    """More images could not be decoded than allowed; everything else is committed."""
+
+
+class UnknownBlock(ExtractError):
+    """The backbone has no such block or timestep."""
+
+
+class UnknownModel(ExtractError):
+    """There is no model of that name."""
+
+
+class MissingWeights(ExtractError):
+    """The weights of a published model are not in the cache folder."""
+
+
+class CheckpointMismatch(ExtractError):
+    """A checkpoint does not fit its configuration."""
+
+
+class Interrupted(ExtractError):
+    """The run was stopped by SIGINT or SIGTERM; everything committed is kept."""

@@ -1,0 +1,230 @@
+"""The hot loop: images -> noise -> backbone -> pooling -> writer, each stage ahead of the next.
+
+Order of work: a row block is decoded once, then passes through the backbone once per (timestep, draw), in batches that
+never cross a row block and are always full, so that a feature does not depend on how the work was split.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..store import FeatureKey, FeatureStore, LeftOut, UnitWriter
+from .backbone import Backbone
+from .loading import ImageBatch, Loader
+from .plan import Work, still_missing
+from .pooling import pool_map
+from .sources import SplitData
+
+_NOISE_AHEAD = 3
+_WRITES_AHEAD = 8
+
+
+@dataclass
+class Timings:
+    """Seconds that the loop spent in, or waiting for, each stage."""
+
+    decode: float = 0.0
+    backbone: float = 0.0
+    write: float = 0.0
+
+    def __str__(self) -> str:
+        """Shares, for the last line of a run."""
+        total = max(self.decode + self.backbone + self.write, 1e-9)
+        shares = ((name, value / total) for name, value in vars(self).items())
+        return ", ".join(f"{name} {share:.1%}" for name, share in shares)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass: a batch at a timestep with a draw, and the settings it is for."""
+
+    images: ImageBatch
+    timestep: int
+    draw: int
+    keys: Sequence[FeatureKey]
+    ends_unit: bool
+
+
+class Pipeline:
+    """Carries out work.
+
+    Args:
+        store: with all arrays created.
+        splits: images by split.
+        backbone: on its device.
+        seed: of the noise, None for clean images.
+        threads: for decoding and noise.
+        commit: called as ``commit(writer)`` when a unit is complete, in the writer's thread.
+        progress: called with the number of images after each forward pass.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        splits: Mapping[str, SplitData],
+        backbone: Backbone,
+        seed: int | None,
+        threads: int,
+        commit: Callable[[UnitWriter], object],
+        progress: Callable[[int], object],
+    ) -> None:
+        self.timings = Timings()
+        self._store = store
+        self._splits = splits
+        self._backbone = backbone
+        self._seed = seed
+        self._commit = commit
+        self._progress = progress
+        self._dtype = {2: torch.float16, 4: torch.float32}[np.dtype(store.header.dtype).itemsize]
+        self._loader = Loader(backbone.sample_shape[1], store.header.batch_size, threads)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="diffssl-write")
+        self._writes: deque[Future[object]] = deque()
+
+    def run(self, work: Sequence[Work]) -> None:
+        """Do the work. Whatever ends it, commits that were started are finished and no others are made."""
+        try:
+            ahead = self._decode(work[0]) if work else []
+            for item, following in zip(work, [*work[1:], None], strict=True):
+                batches, ahead = ahead, self._decode(following) if following is not None else []
+                self._row_block(still_missing(self._store, item), batches)
+            self._settle(0)
+        finally:
+            self._loader.close()
+            self._writer.shutdown(wait=True, cancel_futures=True)
+
+    def _decode(self, item: Work) -> list[Future[ImageBatch]]:
+        return self._loader.batches(self._splits[item.split], item.rows)
+
+    def _row_block(self, item: Work, batches: Sequence[Future[ImageBatch]]) -> None:
+        if not item.keys:  # committed by another process meanwhile
+            self._progress(0)
+            return
+        ids = self._splits[item.split].ids[item.rows.start : item.rows.stop]
+        writer = None
+        pending: tuple[Step, dict[FeatureKey, Tensor], Callable[[], None]] | None = None
+        for step, noise in self._with_noise(self._steps(item, batches)):
+            if writer is None:
+                writer = UnitWriter(self._store, item.split, item.row_block, item.keys[step.timestep], ids)
+            copying = self._forward(step, noise)
+            if pending is not None:  # the device works on this step while the last one is handed over
+                self._hand_over(writer_of, *pending)
+            pending, writer_of = copying, writer
+            writer = None if step.ends_unit else writer
+        if pending is not None:
+            self._hand_over(writer_of, *pending)
+
+    def _steps(self, item: Work, batches: Sequence[Future[ImageBatch]]) -> Iterator[Step]:
+        """Forward passes of a row block, in order: timestep, batch, draw."""
+        for timestep, keys in item.keys.items():
+            draws = sorted({key.draw for key in keys})
+            for i, batch in enumerate(batches):
+                for draw in draws:
+                    own = [key for key in keys if key.draw == draw]
+                    last = i == len(batches) - 1 and draw == draws[-1]
+                    yield Step(self._wait(batch), timestep, draw, own, last)
+
+    def _with_noise(self, steps: Iterator[Step]) -> Iterator[tuple[Step, NDArray[np.float32] | None]]:
+        """Steps with their noise, drawn a few steps ahead."""
+        ahead: deque[tuple[Step, Future[NDArray[np.float32]] | None]] = deque()
+        shape = self._backbone.sample_shape
+        for step in steps:
+            noise = None
+            if self._seed is not None:
+                noise = self._loader.noise(self._seed, step.images.ids, step.timestep, shape, step.draw)
+            ahead.append((step, noise))
+            if len(ahead) > _NOISE_AHEAD:
+                first, drawn = ahead.popleft()
+                yield first, None if drawn is None else self._wait(drawn)
+        while ahead:
+            first, drawn = ahead.popleft()
+            yield first, None if drawn is None else self._wait(drawn)
+
+    @torch.inference_mode()
+    def _forward(
+        self, step: Step, noise: NDArray[np.float32] | None
+    ) -> tuple[Step, dict[FeatureKey, Tensor], Callable[[], None]]:
+        """Start the forward pass and the copy of its pooled features to the host; the last element waits for both."""
+        started = time.perf_counter()
+        pixels = self._to_device(step.images.pixels)
+        x = self._backbone.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        if noise is not None:
+            x = self._backbone.diffuse(x, self._to_device(noise), step.timestep)
+        sizes: dict[int, dict[Any, FeatureKey]] = {}
+        for key in step.keys:
+            sizes.setdefault(key.block, {})[key.pool] = key
+        host: dict[FeatureKey, Tensor] = {}
+        for block, activation in self._backbone.features(x, step.timestep, sizes):
+            for size, pooled in pool_map(activation, sizes[block]).items():
+                host[sizes[block][size]] = _to_host(pooled.to(self._dtype))
+        wait = _after_copies(self._backbone.device)
+        self.timings.backbone += time.perf_counter() - started
+        return step, host, wait
+
+    def _hand_over(
+        self, writer: UnitWriter, step: Step, host: Mapping[FeatureKey, Tensor], wait: Callable[[], None]
+    ) -> None:
+        """Give the features of a step to the writer's thread."""
+        started = time.perf_counter()
+        wait()
+        self.timings.backbone += time.perf_counter() - started
+        n = len(step.images.ids)
+        features = {key: value[:n].numpy() for key, value in host.items()}
+        self._writes.append(self._writer.submit(self._write, writer, features, step.images.left_out, step.ends_unit))
+        self._settle(_WRITES_AHEAD)
+        self._progress(n)
+
+    def _write(
+        self,
+        writer: UnitWriter,
+        features: Mapping[FeatureKey, NDArray[Any]],
+        left_out: Mapping[int, LeftOut],
+        ends_unit: bool,
+    ) -> None:
+        writer.write(features, left_out)
+        if ends_unit:
+            self._commit(writer)
+
+    def _settle(self, most: int) -> None:
+        """Wait until at most so many writes are open; an error of the writer surfaces here."""
+        started = time.perf_counter()
+        while self._writes and (len(self._writes) > most or self._writes[0].done()):
+            self._writes.popleft().result()
+        self.timings.write += time.perf_counter() - started
+
+    def _wait(self, future: Future[Any]) -> Any:
+        started = time.perf_counter()
+        result = future.result()
+        self.timings.decode += time.perf_counter() - started
+        return result
+
+    def _to_device(self, values: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(values)
+        if self._backbone.device.type != "cuda":
+            return tensor.to(self._backbone.device)
+        return tensor.pin_memory().to(self._backbone.device, non_blocking=True)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """Copy to the host; on a GPU into pinned memory, without waiting."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().contiguous()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _after_copies(device: torch.device) -> Callable[[], None]:
+    """A function that waits for everything queued on the device until now."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize

@@ -1,0 +1,138 @@
+"""What is left to compute, and what it costs, before anything is computed. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..store import FeatureKey, FeatureStore, StoreHeader
+from ..store.describe import human_bytes
+from ..store.layout import block_range
+from ..store.shard import shard_file_bytes
+
+_DOCUMENT_BYTES = 2048  # of a zarr.json, and about that of a commit
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is missing of one row block: settings by timestep."""
+
+    split: str
+    row_block: int
+    rows: range
+    keys: Mapping[int, Sequence[FeatureKey]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will compute and write.
+
+    Attributes:
+        work: in the order it will be done.
+        forwards: forward passes of one image.
+        gflop: of all forward passes, padding of short batches included.
+        arrays: arrays that will get rows.
+        bytes: on disk, of what will be written.
+        files: that will be written.
+        done, units: (row block, timestep) pairs that are there, and in all.
+    """
+
+    work: list[Work]
+    forwards: int
+    gflop: float
+    arrays: int
+    bytes: int
+    files: int
+    done: int
+    units: int
+
+    @property
+    def images(self) -> int:
+        """Images that will be decoded."""
+        return sum(len(work.rows) for work in self.work)
+
+
+def make_plan(
+    header: StoreHeader,
+    rows: Mapping[str, int],
+    keys: Sequence[FeatureKey],
+    limit: int | None,
+    store: FeatureStore | None,
+) -> Plan:
+    """Compare what is wanted with what is committed.
+
+    Args:
+        header: of the store, or of the one that would be created.
+        rows: rows of each split.
+        keys: settings wanted of every split.
+        limit: only the first so many rows of every split.
+        store: the store, if there is one.
+    """
+    work = [
+        Work(split, block, block_range(n, header.row_block, block), _missing(store, split, block, keys))
+        for split, n in rows.items()
+        for block in range(-(-min(n, limit or n) // header.row_block))
+    ]
+    gflop = {block.number: block.gflop for block in header.blocks}
+    steps = {key.timestep for key in keys}
+    left = [item for item in work if item.keys]
+    total_gflop, forwards, n_bytes, files = 0.0, 0, 0, 0
+    arrays: set[tuple[str, str]] = set()
+    for item in left:
+        padded = -(-len(item.rows) // header.batch_size) * header.batch_size
+        for step_keys in item.keys.values():
+            for draw in {key.draw for key in step_keys}:
+                deepest = max(key.block for key in step_keys if key.draw == draw)
+                forwards += len(item.rows)
+                total_gflop += padded * gflop[deepest]
+            for key in step_keys:
+                layout = header.layout(key, rows[item.split])
+                shards = layout.shards_of(item.row_block)
+                n_bytes += sum(shard_file_bytes(layout, shard) for shard in shards)
+                files += len(shards)
+                arrays.add((item.split, key.path))
+            n_bytes += _DOCUMENT_BYTES
+            files += 1
+    done = len(work) * len(steps) - sum(len(item.keys) for item in left)
+    return Plan(
+        work=left,
+        forwards=forwards,
+        gflop=total_gflop,
+        arrays=len(arrays),
+        bytes=n_bytes + len(arrays) * _DOCUMENT_BYTES,
+        files=files + len(arrays),
+        done=done,
+        units=len(work) * len(steps),
+    )
+
+
+def still_missing(store: FeatureStore, work: Work) -> Work:
+    """What is missing of a row block now, when other writers may have committed some of it."""
+    store.refresh()
+    keys = [key for step_keys in work.keys.values() for key in step_keys]
+    return Work(work.split, work.row_block, work.rows, _missing(store, work.split, work.row_block, keys))
+
+
+def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], free_bytes: int) -> list[str]:
+    """The plan in words."""
+    deepest = max(keys, key=lambda key: key.block).block
+    block = next(block for block in header.blocks if block.number == deepest)
+    return [
+        f"settings    {len(keys)} a split, deepest block {deepest}: {block.gflop:.4g} GFLOP an image, "
+        f"{block.share:.1%} of the full forward pass",
+        f"there       {plan.done} of {plan.units} units (row block of {header.row_block} rows x timestep)",
+        f"to compute  {plan.images} images, {plan.forwards} forward passes in batches of {header.batch_size}, "
+        f"{plan.gflop / 1000:.4g} TFLOP",
+        f"to write    {plan.arrays} arrays, {human_bytes(plan.bytes)} in {plan.files} files "
+        f"({human_bytes(free_bytes)} free)",
+    ]
+
+
+def _missing(
+    store: FeatureStore | None, split: str, row_block: int, keys: Sequence[FeatureKey]
+) -> dict[int, list[FeatureKey]]:
+    by_step: dict[int, list[FeatureKey]] = {}
+    for key in keys:
+        if store is None or row_block not in store.journal.row_blocks(split, key):
+            by_step.setdefault(key.timestep or 0, []).append(key)
+    return dict(sorted(by_step.items()))

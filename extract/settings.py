@@ -1,0 +1,153 @@
+"""What a run uses where the user said nothing: as the store has it, else a default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..store import Block, StoreHeader
+from ..store.layout import default_row_block
+from ..store.selection import format_numbers
+from . import noise
+from .errors import ExtractError, UnknownBlock
+from .images import preprocessing
+from .sources import DataSet
+from .spec import ExtractSpec
+from .zoo import BUNDLED, PUBLISHED, ModelSource, find_model
+
+if TYPE_CHECKING:
+    import torch
+
+COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def pick_model(spec: ExtractSpec, there: StoreHeader | None) -> ModelSource:
+    """The model asked for, else the store's, else the bundled one. Raises ``ExtractError``."""
+    name = spec.model
+    if name is None and spec.checkpoint is None and there is not None:
+        name = there.model
+        if name != BUNDLED and name not in PUBLISHED:
+            raise ExtractError(f"{spec.store} was made with the checkpoint {name}; give --checkpoint and --model-config again")
+    return find_model(name, spec.checkpoint, spec.model_config)
+
+
+def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: StoreHeader | None) -> StoreHeader:
+    """The header that the store must have for this run.
+
+    Args:
+        spec: what was asked.
+        model: to use.
+        data: the images.
+        there: header of the store, None if there is none.
+    """
+    from_store: Mapping[str, Any] = there.identity.fields if there is not None else {}
+    noise_there = from_store.get("noise", {})
+    image_size = int(model.config["image_size"])
+    fields = {
+        "weights_sha256": model.sha256(),
+        "model_config": model.identity(),
+        "condition": spec.condition or from_store.get("condition") or _condition(model),
+        "preprocessing": preprocessing(image_size),
+        "noise": _noise(spec, noise_there),
+        "compute_dtype": spec.dtype or from_store.get("compute_dtype") or _compute_dtype(spec.device),
+    }
+    most_rows = max(len(split.ids) for split in data.splits.values())
+    row_block = spec.row_block or (there.row_block if there else default_row_block(most_rows, spec.limit))
+    batch_size = spec.batch_size or (there.batch_size if there else min(row_block, _batch_size(image_size, spec.device)))
+    if batch_size > row_block:
+        raise ExtractError(f"batches never cross a row block: --batch-size {batch_size} is more than its {row_block} rows")
+    new_classes = sorted(set(data.classes) - set(there.classes)) if there else []
+    return StoreHeader(
+        identity=_identity(fields),
+        # A split that lacks some of the store's classes is fine; labels are looked up by name.
+        classes=there.classes if there is not None and not new_classes else data.classes,
+        row_block=row_block,
+        batch_size=batch_size,
+        dtype=spec.store_dtype or (there.dtype if there else "float16"),
+        memory_format="contiguous",
+        blocks=there.blocks if there else _measure(model),
+        model=model.name,
+    )
+
+
+def check_settings(spec: ExtractSpec, header: StoreHeader, model: ModelSource) -> None:
+    """Raise ``UnknownBlock`` for blocks or timesteps that the model does not have."""
+    numbers = [block.number for block in header.blocks]
+    unknown = sorted(set(spec.blocks) - set(numbers))
+    if unknown:
+        raise UnknownBlock(
+            f"{model.name} has no block {format_numbers(unknown)}; its blocks are {format_numbers(numbers)} (--list-blocks)"
+        )
+    steps = int(model.config["diffusion_steps"])
+    late = [timestep for timestep in spec.timesteps if not 0 <= timestep < steps]
+    if late:
+        raise UnknownBlock(f"{model.name} has no timestep {format_numbers(late)}; its timesteps are 0 to {steps - 1}")
+
+
+def describe_blocks(blocks: list[Block]) -> list[str]:
+    """A table of blocks for ``--list-blocks``."""
+    lines = [f"{'block':>5}  {'kind':<14}{'channels':>8}{'size':>6}{'GFLOP':>11}{'share':>8}"]
+    return lines + [
+        f"{block.number:>5}  {block.kind:<14}{block.channels:>8}{block.size:>6}{block.gflop:>11.4g}{block.share:>8.1%}"
+        for block in blocks
+    ]
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device; ``auto`` is the first GPU, or the CPU. Raises ``ExtractError`` where it is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ExtractError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a compute dtype's name."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _identity(fields: Mapping[str, Any]) -> Any:
+    from ..store import Identity
+
+    return Identity(fields)
+
+
+def _condition(model: ModelSource) -> str:
+    from .adm import check_condition
+
+    return check_condition(model.config, None)
+
+
+def _noise(spec: ExtractSpec, there: Mapping[str, Any]) -> dict[str, Any]:
+    kind = spec.noise or ("none" if there.get("scheme") == "none" else "gaussian")
+    if kind == "none":
+        if spec.seed is not None:
+            raise ExtractError(f"clean images have no noise, so --seed {spec.seed} means nothing with --noise none")
+        return {"scheme": "none"}
+    return {"scheme": noise.SCHEME, "seed": there.get("seed", 0) if spec.seed is None else spec.seed}
+
+
+def _compute_dtype(device: str) -> str:
+    """float32 on a CPU; float16 by autocast on a GPU, as the papers do."""
+    return "float16" if pick_device(device).type == "cuda" else "float32"
+
+
+def _batch_size(image_size: int, device: str) -> int:
+    """Images of a forward pass: on a CPU small enough for its caches, on a GPU large enough to fill it."""
+    pixels = (1 << 22) if pick_device(device).type == "cuda" else (1 << 15)
+    return max(1, min(256, pixels // image_size**2))
+
+
+def _measure(model: ModelSource) -> list[Block]:
+    from .adm import measure_blocks
+
+    return measure_blocks(model.config)

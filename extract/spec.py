@@ -1,0 +1,79 @@
+"""ExtractSpec: everything that one extraction was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .sources import DIGITS
+
+
+@dataclass(frozen=True)
+class ExtractSpec:
+    """What to extract, from which images, with which backbone, into which store.
+
+    ``None`` means: as the store has it if there is one, else a default that the run announces.
+
+    Attributes:
+        blocks: block number -> pools of its own, empty for ``pools``.
+        timesteps: 0-based diffusion timesteps.
+        pools: sides of pooled maps, or ``"full"``.
+        data: sources of images, see :func:`diffssl.extract.sources.load_data`.
+        labels: CSV of labels for a flat folder.
+        model: name of a bundled or published model; the bundled one by default.
+        checkpoint, model_config: files of a user's own model instead; both or neither.
+        condition: for class-conditional models.
+        store: path of the store.
+        seed: of the noise; 0 by default.
+        noise: ``"gaussian"`` (default) or ``"none"`` for clean images.
+        draws: number of noise draws.
+        limit: only the first so many rows of every split.
+        batch_size: images of a forward pass.
+        device: torch device, or ``"auto"``.
+        dtype: compute dtype (``float32``, ``float16``, ``bfloat16``).
+        store_dtype: dtype on disk (``float16``, ``float32``).
+        row_block: rows of a row block; a power of two.
+        max_bad: images that may be undecodable before the run fails; 0.1 % of the images, at least 1, by default.
+        command: the command line, kept in commits so that errors can name it.
+    """
+
+    blocks: Mapping[int, set[int | str]]
+    timesteps: Sequence[int]
+    pools: Sequence[int | str] = (1,)
+    data: Sequence[str] = (DIGITS,)
+    labels: Path | None = None
+    model: str | None = None
+    checkpoint: Path | None = None
+    model_config: Path | None = None
+    condition: str | None = None
+    store: Path = Path("feats.zarr")
+    seed: int | None = None
+    noise: str | None = None
+    draws: int = 1
+    limit: int | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    store_dtype: str | None = None
+    row_block: int | None = None
+    max_bad: int | None = None
+    command: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.blocks or not self.timesteps or not self.pools or not self.data:
+            raise ValueError("at least one block, timestep, pool and source of images are needed")
+        if (self.checkpoint is None) != (self.model_config is None):
+            raise ValueError("--checkpoint and --model-config go together")
+        if self.checkpoint is not None and self.model is not None:
+            raise ValueError("--model and --checkpoint exclude each other")
+        if self.row_block is not None and (self.row_block < 1 or self.row_block & (self.row_block - 1)):
+            raise ValueError(f"--row-block must be a power of two, got {self.row_block}")
+        if self.noise == "none" and self.draws > 1:
+            raise ValueError(f"clean images have one draw, got --draws {self.draws}")
+        for name in ("draws", "limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.max_bad is not None and self.max_bad < 0:
+            raise ValueError(f"--max-bad must be at least 0, got {self.max_bad}")

@@ -1,0 +1,53 @@
+"""Features on disk: the store, its contract, and its care."""
+
+from .block import Block, expand, merged_pools
+from .create import add_arrays, add_split, create
+from .errors import (
+    CorruptStore,
+    DiffsslError,
+    IdentityMismatch,
+    IncompleteFeatures,
+    StorageFull,
+    StoreError,
+    StoreNotFound,
+    UnknownFeatures,
+    UnsupportedFormat,
+)
+from .feature_store import Batch, FeatureStore, StoreHeader, common_keys
+from .identity import Identity, canonical_json, digest
+from .key import FeatureKey
+from .rows import NO_LABEL, LeftOut, RowTable, row_order, salted_fractions
+from .writer import NotFinite, UnitWriter
+
+__all__ = [
+    "NO_LABEL",
+    "Batch",
+    "Block",
+    "CorruptStore",
+    "DiffsslError",
+    "FeatureKey",
+    "FeatureStore",
+    "Identity",
+    "IdentityMismatch",
+    "IncompleteFeatures",
+    "LeftOut",
+    "NotFinite",
+    "RowTable",
+    "StorageFull",
+    "StoreError",
+    "StoreHeader",
+    "StoreNotFound",
+    "UnitWriter",
+    "UnknownFeatures",
+    "UnsupportedFormat",
+    "add_arrays",
+    "add_split",
+    "canonical_json",
+    "common_keys",
+    "create",
+    "digest",
+    "expand",
+    "merged_pools",
+    "row_order",
+    "salted_fractions",
+]

@@ -1,0 +1,86 @@
+"""The blocks of a backbone as a store keeps them, and how asked-for settings become stored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .key import FeatureKey
+from .selection import FULL
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a backbone, numbered from 1 in the order the data flows.
+
+    Attributes:
+        number: 1-based number.
+        kind: what it is made of, such as ``Res+Attn``.
+        channels: C of its output.
+        size: height and width of its output map.
+        gflop: GFLOP (2 x multiply-adds) per image of a forward pass that stops after this block.
+        share: ``gflop`` as a fraction of the full forward pass.
+    """
+
+    number: int
+    kind: str
+    channels: int
+    size: int
+    gflop: float
+    share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON value of the block."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Block:
+        """Invert :meth:`to_json`; unknown fields are ignored."""
+        return cls(**{name: value[name] for name in cls.__dataclass_fields__})
+
+    def pool(self, pool: int | str) -> int:
+        """True side of the pooled map: ``full`` and a pool larger than the map both mean the map as it is."""
+        return self.size if pool == FULL else min(int(pool), self.size)
+
+
+def expand(
+    blocks: Sequence[Block],
+    wanted: Mapping[int, Iterable[int | str]],
+    timesteps: Iterable[int | None],
+    pools: Iterable[int | str],
+    draws: Iterable[int] = (0,),
+) -> list[FeatureKey]:
+    """All settings of a grid, duplicates merged, in the order of :attr:`FeatureKey.order`.
+
+    Args:
+        blocks: of the backbone.
+        wanted: block number -> pools of its own; empty to use ``pools``. Numbers must be among ``blocks``.
+        timesteps: to combine with.
+        pools: of the blocks without pools of their own.
+        draws: noise draws.
+    """
+    table = {block.number: block for block in blocks}
+    pools, timesteps, draws = list(pools), list(timesteps), list(draws)
+    keys = {
+        FeatureKey(number, timestep, table[number].pool(pool), draw)
+        for number, own in wanted.items()
+        for pool in (list(own) or pools)
+        for timestep in timesteps
+        for draw in draws
+    }
+    return sorted(keys, key=lambda key: key.order)
+
+
+def merged_pools(
+    blocks: Sequence[Block], wanted: Mapping[int, Iterable[int | str]], pools: Iterable[int | str]
+) -> list[str]:
+    """What :func:`expand` merges because a map is smaller than a pool, in words; nothing for ``full``."""
+    table = {block.number: block for block in blocks}
+    pools = list(pools)
+    return [
+        f"block {number}: pool {pool} is stored as {table[number].size}, the size of its map"
+        for number, own in wanted.items()
+        for pool in (list(own) or pools)
+        if pool != FULL and int(pool) > table[number].size
+    ]

@@ -1,0 +1,93 @@
+"""A store in words, for ``diffssl-store info`` and ``status``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+from .feature_store import FeatureStore
+from .key import FeatureKey
+from .layout import block_range
+from .selection import format_numbers
+
+_SHOWN = 10
+
+
+def describe(store: FeatureStore) -> list[str]:
+    """Lines about identity, splits, settings, rows left out, and what the store takes on disk."""
+    header = store.header
+    size, files = disk_use(store)
+    lines = [
+        f"store       {store.path}",
+        f"model       {header.model}",
+        f"feature_id  {store.feature_id}",
+        *(f"  {name}: {value}" for name, value in header.identity.fields.items()),
+        f"created by  {', '.join(f'{name} {version}' for name, version in header.versions.items())}",
+        f"classes     {len(header.classes)}{': ' if header.classes else ''}{_some(header.classes)}",
+        f"layout      {header.dtype}, row blocks of {header.row_block}, batches of {header.batch_size}",
+        f"on disk     {human_bytes(size)} in {files} files, {store.journal.commits()} commits",
+    ]
+    for split in store.splits:
+        keys = store.keys(split)
+        lines += [f"split {split}: {store.n_rows(split)} rows, data_id {store.data_id(split)}", *_settings(keys)]
+        left_out = {row: bad for key in keys for row, bad in store.journal.left_out(split, key).items()}
+        if left_out:
+            lines.append(f"  {len(left_out)} samples could not be decoded and are left out:")
+            lines += [f"    {bad.id}: {bad.reason}" for bad in list(left_out.values())[:_SHOWN]]
+            lines += [f"    and {len(left_out) - _SHOWN} more"] if len(left_out) > _SHOWN else []
+    return lines
+
+
+def progress_table(store: FeatureStore) -> tuple[list[str], bool]:
+    """Lines with the committed rows of each array, and whether every array has all rows it was asked for."""
+    lines = []
+    complete = True
+    for split in store.splits:
+        total = store.n_rows(split)
+        lines.append(f"{split}: {total} rows")
+        for key in store.keys(split):
+            blocks = store.journal.row_blocks(split, key)
+            rows = sum(len(block_range(total, store.header.row_block, block)) for block in blocks)
+            wanted = store.wanted_rows([key], split)
+            absent = store.missing([key], split, wanted)
+            complete &= not absent
+            state = f"{len(absent)} row blocks missing" if absent else "complete"
+            state += f" to --limit {wanted}" if wanted < total else ""
+            lines.append(f"  {key.path:<16} {rows:>9} of {total} rows {rows / max(total, 1):>7.1%}  {state}")
+    return lines, complete
+
+
+def disk_use(store: FeatureStore) -> tuple[int, int]:
+    """(bytes, files) of everything below the store's folder."""
+    total = files = 0
+    for folder, _, names in os.walk(store.storage.root):
+        files += len(names)
+        total += sum(os.stat(os.path.join(folder, name)).st_size for name in names)  # noqa: PTH116, PTH118
+    return total, files
+
+
+def human_bytes(number: float) -> str:
+    """A number of bytes in kB, MB, GB or TB (powers of 1000)."""
+    power = min(4, int(math.log10(max(number, 1)) // 3))
+    return f"{number / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+def _settings(keys: Sequence[FeatureKey]) -> list[str]:
+    """One line per group of blocks that share pools and timesteps."""
+    grids: dict[tuple[object, ...], list[int]] = {}
+    for block in sorted({key.block for key in keys}):
+        own = [key for key in keys if key.block == block]
+        steps = sorted({key.timestep for key in own if key.timestep is not None})
+        pools = sorted({str(key.pool) for key in own})
+        draws = sorted({key.draw for key in own})
+        grids.setdefault((tuple(steps), tuple(pools), tuple(draws)), []).append(block)
+    return [
+        f"  blocks {format_numbers(blocks)} x timesteps {','.join(map(str, grid[0]))} x pools {','.join(map(str, grid[1]))}"
+        + (f" x draws {','.join(map(str, grid[2]))}" if grid[2] != (0,) else "")
+        for grid, blocks in grids.items()
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

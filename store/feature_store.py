@@ -1,0 +1,444 @@
+"""FeatureStore: the features of one data set under one backbone, on disk. See ``docs/store-format.md``."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import LocalStore
+
+from .block import Block
+from .errors import CorruptStore, IncompleteFeatures, StoreNotFound, UnknownFeatures, UnsupportedFormat
+from .identity import Identity
+from .journal import Journal
+from .key import FeatureKey
+from .layout import FORMAT, JOURNAL, ROOT, ArrayLayout, block_range, store_dtype
+from .rows import NO_LABEL, RowTable, ids_digest
+from .selection import format_numbers
+from .shard import DamagedShard, has_nan, read_shard
+from .storage import LocalStorage
+
+if TYPE_CHECKING:
+    import dask.array
+
+_READERS = 4
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """What is fixed when a store is created: the root's attributes.
+
+    Attributes:
+        identity: what a feature vector means.
+        classes: class names of all splits, sorted; a label is an index into them.
+        row_block: rows of a row block.
+        batch_size: images of a forward pass; another size changes float16 values by a few ulp.
+        dtype: of stored features, ``float16`` or ``float32``.
+        memory_format: of activations in the forward pass.
+        blocks: of the backbone.
+        model: name of the backbone, for people.
+        versions: versions and device of the creator; not compared.
+    """
+
+    identity: Identity
+    classes: Sequence[str]
+    row_block: int
+    batch_size: int
+    dtype: str
+    memory_format: str
+    blocks: Sequence[Block]
+    model: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The root's attributes."""
+        plain = ("row_block", "batch_size", "dtype", "memory_format", "model")
+        return {
+            "format": FORMAT,
+            "feature_id": self.identity.feature_id,
+            "identity": dict(self.identity.fields),
+            "classes": list(self.classes),
+            "blocks": [block.to_json() for block in self.blocks],
+            "versions": dict(self.versions),
+            **{name: getattr(self, name) for name in plain},
+        }
+
+    def layout(self, key: FeatureKey, rows: int) -> ArrayLayout:
+        """Shape, dtype and chunking of a setting's array in a split of ``rows`` rows. The block must be known."""
+        block = next(block for block in self.blocks if block.number == key.block)
+        row_shape = (block.channels, 1, 1) if isinstance(key.pool, str) else (block.channels, key.pool, key.pool)
+        return ArrayLayout(rows, row_shape, store_dtype(self.dtype), self.row_block)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StoreHeader:
+        """Invert :meth:`to_json`; unknown attributes are ignored."""
+        names = ("classes", "row_block", "batch_size", "dtype", "memory_format", "model", "versions")
+        blocks = [Block.from_json(block) for block in value["blocks"]]
+        return cls(identity=Identity(value["identity"]), blocks=blocks, **{name: value[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive rows of some settings, aligned.
+
+    Attributes:
+        rows: (n,) int64 row numbers in the split; rows left out are not among them.
+        labels: (n,) int32.
+        features: per setting, (n, C, p, p) as stored.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int32]
+    features: list[NDArray[Any]]
+
+
+class FeatureStore:
+    """An existing store. Open one with :meth:`open`; ``diffssl.store.create`` makes one.
+
+    Readers never return rows that are not committed or whose checksums are wrong.
+    """
+
+    def __init__(self, storage: LocalStorage, header: StoreHeader) -> None:
+        self.storage = storage
+        self.header = header
+        self.journal = Journal(storage)
+        self._labels: dict[str, NDArray[np.int32]] = {}
+        self._splits: dict[str, tuple[str, int]] = {}
+        self.refresh()
+
+    @classmethod
+    def open(cls, path: Path | str) -> FeatureStore:
+        """Open a store.
+
+        Raises:
+            StoreNotFound: there is none at ``path``.
+            UnsupportedFormat: a newer diffssl wrote it.
+            CorruptStore: its documents cannot be read.
+        """
+        storage = LocalStorage(path)
+        return cls(storage, read_header(storage))
+
+    def refresh(self) -> None:
+        """See what was committed since the store was opened, by any process."""
+        for name in self.storage.folders(""):
+            if name != JOURNAL and name not in self._splits and self.storage.exists(f"{name}/{ROOT}"):
+                attributes = _document(self.storage, f"{name}/{ROOT}").get("attributes", {}).get("diffssl")
+                if attributes is not None:
+                    self._splits[name] = (attributes["data_id"], attributes["rows"])
+        self.journal.refresh(self._splits)
+
+    @property
+    def path(self) -> str:
+        """Where the store is."""
+        return str(self.storage)
+
+    @property
+    def identity(self) -> Identity:
+        """What a feature vector of this store means."""
+        return self.header.identity
+
+    @property
+    def feature_id(self) -> str:
+        """Digest of :attr:`identity`."""
+        return self.header.identity.feature_id
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; a label is an index into them."""
+        return list(self.header.classes)
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits."""
+        return sorted(self._splits)
+
+    def data_id(self, split: str) -> str:
+        """Digest of a split's ids in row order."""
+        return self._split(split)[0]
+
+    def n_rows(self, split: str) -> int:
+        """Rows of a split, committed or not."""
+        return self._split(split)[1]
+
+    def keys(self, split: str) -> list[FeatureKey]:
+        """Settings of a split, sorted; those with at least one committed row block."""
+        self._split(split)
+        return self.journal.keys(split)
+
+    def labels(self, split: str) -> NDArray[np.int32]:
+        """(n,) int32 labels of a split in row order, -1 for none. Raises ``CorruptStore``."""
+        if split not in self._labels:
+            self._labels[split] = self._row_array(split, "label").astype(np.int32)
+        return self._labels[split]
+
+    def ids(self, split: str) -> NDArray[np.object_]:
+        """(n,) sample ids of a split in row order, checked against ``data_id``. Raises ``CorruptStore``."""
+        ids = self._row_array(split, "id").astype(object)
+        if ids_digest(ids) != self.data_id(split):
+            raise CorruptStore(self.path, f"{split}/rows/id does not have the digest of the split; {_RESTORE}")
+        return ids
+
+    def rows(self, split: str) -> RowTable:
+        """Ids, labels and left-out rows of a split; a row is left out if it is in any setting."""
+        left_out = {row: bad for key in self.keys(split) for row, bad in self.journal.left_out(split, key).items()}
+        return RowTable(self.ids(split), self.labels(split), dict(sorted(left_out.items())))
+
+    def layout(self, key: FeatureKey, split: str) -> ArrayLayout:
+        """Shape, dtype and chunking of a setting's array, whether it exists or not."""
+        if all(block.number != key.block for block in self.header.blocks):
+            known = format_numbers([block.number for block in self.header.blocks])
+            raise UnknownFeatures(self.path, f"the backbone has no block {key.block}; its blocks are {known}")
+        return self.header.layout(key, self.n_rows(split))
+
+    def wanted_rows(self, keys: Sequence[FeatureKey], split: str) -> int:
+        """The first so many rows of a split that the runs which wrote these settings were asked for.
+
+        All rows, unless every run had a ``--limit``. Over several settings, the smallest.
+        """
+        total = self.n_rows(split)
+        limits = [self.journal.wanted(split, key) for key in keys]
+        return min([total, *(limit for limit in limits if limit is not None)])
+
+    def missing(self, keys: Sequence[FeatureKey], split: str, rows: int | None = None) -> list[int]:
+        """Row blocks of the first ``rows`` rows (default: all) that are not committed for every one of ``keys``."""
+        stop = self.n_rows(split) if rows is None else min(rows, self.n_rows(split))
+        committed = [self.journal.row_blocks(split, key) for key in keys]
+        n_blocks = -(-stop // self.header.row_block)
+        return [block for block in range(n_blocks) if any(block not in blocks for blocks in committed)]
+
+    def require(self, keys: Sequence[FeatureKey], split: str, rows: range) -> None:
+        """Raise unless the rows are committed for all settings.
+
+        Raises:
+            UnknownFeatures: a setting is not in the store.
+            IncompleteFeatures: some of its rows are not.
+        """
+        known = self.keys(split)
+        for key in keys:
+            if key not in known:
+                names = "; ".join(str(key) for key in known) or "none yet"
+                raise UnknownFeatures(self.path, f"{split} has no features of {key}; it has: {names}")
+        size = self.header.row_block
+        for key in keys:
+            blocks = self.journal.row_blocks(split, key)
+            absent = [b for b in range(rows.start // size, -(-rows.stop // size)) if b not in blocks]
+            if absent and len(rows):
+                raise IncompleteFeatures(self.path, self._incomplete(key, split, rows, absent))
+
+    def read(self, key: FeatureKey, split: str, rows: slice = slice(None)) -> NDArray[Any]:
+        """Read features.
+
+        Args:
+            key: setting.
+            split: name of the split.
+            rows: consecutive rows; all that the extraction was asked for by default.
+
+        Returns:
+            (n, C, p, p) as stored (float16 or float32). Rows that were left out are NaN; :meth:`rows` lists them.
+
+        Raises:
+            UnknownFeatures, IncompleteFeatures: see :meth:`require`.
+            CorruptStore: committed data is damaged, missing or NaN.
+        """
+        self._split(split)
+        wanted = self._range([key], split, rows)
+        self.require([key], split, wanted)
+        layout = self.layout(key, split)
+        out = np.empty((len(wanted), *layout.row_shape), dtype=layout.dtype)
+        if not len(wanted):
+            return out
+        shards = range(wanted.start // layout.shard_rows, -(-wanted.stop // layout.shard_rows))
+
+        def read_one(shard: int) -> None:
+            whole = layout.shard_range(shard)
+            start, stop = max(wanted.start, whole.start), min(wanted.stop, whole.stop)
+            self._read_part(key, split, layout, range(start, stop), out[start - wanted.start : stop - wanted.start])
+
+        if len(shards) == 1:
+            read_one(shards[0])
+        else:
+            with ThreadPoolExecutor(_READERS) as pool:
+                list(pool.map(read_one, shards))
+        return out
+
+    def xy(self, key: FeatureKey, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Features and labels for a notebook or scikit-learn.
+
+        Returns:
+            (n, C*p*p) float32 and (n,) int64, without the rows that were left out or have no label.
+        """
+        features = self.read(key, split)
+        labels = self.labels(split)[: len(features)]
+        keep = labels != NO_LABEL
+        keep[[row for row in self.journal.left_out(split, key) if row < len(keep)]] = False
+        return features[keep].reshape(int(keep.sum()), -1).astype(np.float32), labels[keep].astype(np.int64)
+
+    def stream(self, keys: Sequence[FeatureKey], split: str, rows: slice = slice(None)) -> Iterator[Batch]:
+        """Read several settings side by side, a row block at a time, the next one while this one is used.
+
+        Memory holds two row blocks of the settings, however many rows there are. Rows left out of any of the settings
+        are left out of all. Raises as :meth:`read`.
+        """
+        wanted = self._range(keys, split, rows)
+        self.require(keys, split, wanted)
+        size = self.header.row_block
+        blocks = range(wanted.start // size, -(-wanted.stop // size)) if len(wanted) else range(0)
+        ahead: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(1) as pool:
+            for block in blocks:
+                ahead.append(pool.submit(self.read_batch, keys, split, block, wanted))
+                if len(ahead) > 1:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def read_batch(self, keys: Sequence[FeatureKey], split: str, row_block: int, rows: range) -> Batch:
+        """Read the part of a row block that lies in ``rows``, aligned over settings. Raises as :meth:`read`."""
+        block = block_range(self.n_rows(split), self.header.row_block, row_block)
+        start, stop = max(block.start, rows.start), min(block.stop, rows.stop)
+        features = [self.read(key, split, slice(start, stop)) for key in keys]
+        bad = {row for key in keys for row in self.journal.left_out(split, key)}
+        numbers = np.arange(start, stop)
+        if not bad.isdisjoint(range(start, stop)):
+            keep = ~np.isin(numbers, sorted(bad))
+            numbers, features = numbers[keep], [values[keep] for values in features]
+        return Batch(numbers, self.labels(split)[numbers], features)
+
+    def lazy(self, key: FeatureKey, split: str) -> dask.array.Array:
+        """The array of :meth:`read` for Dask, its chunks whole shards, read with the same checks."""
+        import dask.array
+
+        n_rows = self.wanted_rows([key], split)
+        self.require([key], split, range(n_rows))
+        layout = self.layout(key, split)
+        source = _Lazy(self, key, split, (n_rows, *layout.row_shape), layout.dtype)
+        chunks = (layout.shard_rows, *layout.row_shape)
+        array: dask.array.Array = dask.array.from_array(source, chunks=chunks, asarray=False, lock=False, name=False)
+        return array
+
+    def _read_part(
+        self, key: FeatureKey, split: str, layout: ArrayLayout, rows: range, out: NDArray[Any]
+    ) -> None:
+        """Read rows of one shard; after a mismatch look once for a commit made meanwhile."""
+        shard = rows.start // layout.shard_rows
+        start = shard * layout.shard_rows
+        name = layout.shard_name(f"{split}/features/{key.path}", shard)
+        within = range(rows.start - start, rows.stop - start)
+        try:
+            read_shard(self.storage, name, layout, within, out, self.committed(key, split, shard))
+        except DamagedShard:
+            self.journal.refresh(self._splits)
+            try:
+                read_shard(self.storage, name, layout, within, out, self.committed(key, split, shard))
+            except DamagedShard as error:
+                block = rows.start // self.header.row_block
+                raise CorruptStore(
+                    self.path, f"row block {block} of {split}, {key}: {error} ({name}); {_RESTORE}"
+                ) from None
+        if len(within) < len(layout.shard_range(shard)):  # not every chunk was read: the commit's checksum proves nothing
+            good = np.ones(len(rows), dtype=bool)
+            good[[row - rows.start for row in self.journal.left_out(split, key) if row in rows]] = False
+            if has_nan(out if good.all() else out[good]):
+                raise CorruptStore(self.path, f"rows {rows.start} to {rows.stop - 1} of {split}, {key} are NaN in part")
+
+    def committed(self, key: FeatureKey, split: str, shard: int) -> set[str]:
+        """Checksums that a shard may have by the journal; none if its row block is not committed."""
+        layout = self.layout(key, split)
+        block = shard * layout.shard_rows // layout.row_block
+        shards = self.journal.row_blocks(split, key).get(block)
+        return set() if shards is None else shards[shard - layout.shards_of(block).start]
+
+    def _range(self, keys: Sequence[FeatureKey], split: str, rows: slice) -> range:
+        if rows.step not in (None, 1):
+            raise ValueError(f"rows must be consecutive, got a step of {rows.step}")
+        if rows == slice(None):
+            return range(self.wanted_rows(keys, split))
+        return range(*rows.indices(self.n_rows(split)))
+
+    def _split(self, split: str) -> tuple[str, int]:
+        if split not in self._splits:
+            known = ", ".join(self.splits) or "none yet"
+            raise UnknownFeatures(self.path, f"there is no split {split!r}; the store has: {known}")
+        return self._splits[split]
+
+    def _row_array(self, split: str, name: str) -> NDArray[Any]:
+        n_rows = self.n_rows(split)
+        try:
+            array = zarr.open_array(LocalStore(self.storage.root, read_only=True), path=f"{split}/rows/{name}", mode="r")
+            values = np.asarray(array[:])
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            raise CorruptStore(self.path, f"{split}/rows/{name} cannot be read ({error}); {_RESTORE}") from error
+        if values.shape != (n_rows,):
+            raise CorruptStore(self.path, f"{split}/rows/{name} has shape {values.shape}, expected ({n_rows},)")
+        return values
+
+    def _incomplete(self, key: FeatureKey, split: str, rows: range, absent: Sequence[int]) -> str:
+        size = self.header.row_block
+        count = sum(len(block_range(self.n_rows(split), size, block)) for block in absent)
+        first = absent[0] * size
+        command = self.journal.command(split, key) or "diffssl-extract, with the options that made it"
+        return (
+            f"{count} of {len(rows)} rows of {split}, {key}, are not committed yet. Complete them with:\n  {command}\n"
+            f"or ask for the committed rows alone: the first {first} (--limit {first}, rows=slice({first}))"
+        )
+
+
+_RESTORE = "restore it from a copy, or remove the commits that name it and run the extraction again"
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """What dask.array.from_array needs of an array."""
+
+    store: FeatureStore
+    key: FeatureKey
+    split: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> NDArray[Any]:
+        rows, *rest = index
+        return self.store.read(self.key, self.split, rows)[(slice(None), *rest)]
+
+
+def read_header(storage: LocalStorage) -> StoreHeader:
+    """Read the root of a store. Raises ``StoreNotFound``, ``UnsupportedFormat`` or ``CorruptStore``."""
+    if not storage.exists(ROOT):
+        raise StoreNotFound(str(storage), "there is no feature store here; diffssl-extract makes one")
+    attributes = _document(storage, ROOT).get("attributes", {}).get("diffssl")
+    if attributes is None:
+        raise StoreNotFound(str(storage), "this is a Zarr group, but not a feature store; choose another --store")
+    if attributes.get("format") != FORMAT:
+        raise UnsupportedFormat(
+            str(storage), f"the store has format {attributes.get('format')}, this diffssl reads {FORMAT}; upgrade diffssl"
+        )
+    try:
+        return StoreHeader.from_json(attributes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptStore(str(storage), f"{ROOT} is damaged ({error!r}); {_RESTORE}") from error
+
+
+def _document(storage: LocalStorage, name: str) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(storage.read(name))
+    except ValueError as error:
+        raise CorruptStore(str(storage), f"{name} is not JSON ({error}); {_RESTORE}") from error
+    return document
+
+
+def common_keys(store: FeatureStore, splits: Iterable[str]) -> list[FeatureKey]:
+    """Settings that every one of the splits has, sorted."""
+    lists = [store.keys(split) for split in splits]
+    return [key for key in lists[0] if all(key in keys for keys in lists[1:])] if lists else []

@@ -1,0 +1,158 @@
+"""The commits of a store: which row blocks are there, with which checksums, and which samples were left out.
+
+A commit is one JSON file ``journal/<split>/<row block>-t<timestep>-<digest of the content>.json`` that appears
+atomically after all its shards are on disk. Nothing else marks a row block as present. Several commits may name one
+row block (two writers, or later settings); a shard is good if its checksum is in any of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import CorruptStore
+from .identity import canonical_json, digest
+from .key import FeatureKey
+from .layout import JOURNAL
+from .rows import LeftOut
+from .storage import LocalStorage
+
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One unit of work that is on disk: some arrays of one (split, row block, timestep).
+
+    Attributes:
+        split: name of the split.
+        row_block: number of the row block.
+        timestep: the timestep, or None for an encoder without.
+        arrays: array path below the split's features -> checksum of each of the row block's shards, in order.
+        left_out: row number in the split -> sample that could not be decoded, with the reason.
+        limit: the run was asked for the first ``limit`` rows of the split; None for all.
+        command: command line of the run that wrote it, so that an error can name what completes the store.
+        versions: versions and device of the writer.
+    """
+
+    split: str
+    row_block: int
+    timestep: int | None
+    arrays: Mapping[str, list[str]]
+    left_out: Mapping[int, LeftOut] = field(default_factory=dict)
+    limit: int | None = None
+    command: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON value of the commit."""
+        return {
+            "split": self.split,
+            "row_block": self.row_block,
+            "timestep": self.timestep,
+            "arrays": dict(self.arrays),
+            "left_out": [[row, bad.id, bad.reason] for row, bad in sorted(self.left_out.items())],
+            "limit": self.limit,
+            "command": self.command,
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Commit:
+        """Invert :meth:`to_json`; unknown fields are ignored."""
+        names = ("split", "row_block", "timestep", "arrays", "limit", "command", "versions")
+        left_out = {row: LeftOut(name, reason) for row, name, reason in value["left_out"]}
+        return cls(**{name: value[name] for name in names}, left_out=left_out)
+
+    @property
+    def name(self) -> str:
+        """File of the commit, named by its content: writing the same commit twice is writing it once."""
+        timestep = "none" if self.timestep is None else self.timestep
+        return f"{JOURNAL}/{self.split}/{self.row_block:06d}-t{timestep}-{digest(self.to_json(), 8)}.json"
+
+
+class Journal:
+    """All commits of a store, in memory, by split and array.
+
+    Args:
+        storage: of the store.
+    """
+
+    def __init__(self, storage: LocalStorage) -> None:
+        self._storage = storage
+        self._seen: set[str] = set()
+        # split -> array path -> row block -> for each of its shards, the checksums it may have
+        self._checksums: dict[str, dict[str, dict[int, list[set[str]]]]] = {}
+        self._left_out: dict[str, dict[str, dict[int, LeftOut]]] = {}
+        self._wanted: dict[str, dict[str, int | None]] = {}
+        self._commands: dict[str, dict[str, str]] = {}
+
+    def refresh(self, splits: Iterable[str]) -> None:
+        """Read the commits that appeared since the last call. Raises ``CorruptStore`` for one that cannot be read."""
+        new = [
+            f"{JOURNAL}/{split}/{name}"
+            for split in splits
+            for name in self._storage.names(f"{JOURNAL}/{split}")
+            if name.endswith(".json") and f"{JOURNAL}/{split}/{name}" not in self._seen
+        ]
+        with ThreadPoolExecutor(_READERS) as pool:
+            for commit in pool.map(self._read, sorted(new)):
+                self._add(commit)
+        self._seen.update(new)
+
+    def write(self, commit: Commit) -> None:
+        """Make a commit: everything it names must be on disk by now."""
+        self._storage.create(commit.name, canonical_json(commit.to_json()))
+        self._seen.add(commit.name)
+        self._add(commit)
+
+    def keys(self, split: str) -> list[FeatureKey]:
+        """Settings of a split that have at least one commit."""
+        return sorted((FeatureKey.from_path(path) for path in self._checksums.get(split, {})), key=lambda k: k.order)
+
+    def row_blocks(self, split: str, key: FeatureKey) -> dict[int, list[set[str]]]:
+        """Committed row blocks of an array -> for each of their shards, the checksums it may have."""
+        return self._checksums.get(split, {}).get(key.path, {})
+
+    def left_out(self, split: str, key: FeatureKey) -> dict[int, LeftOut]:
+        """Rows of an array that could not be decoded."""
+        return self._left_out.get(split, {}).get(key.path, {})
+
+    def wanted(self, split: str, key: FeatureKey) -> int | None:
+        """The first so many rows that runs were asked for; None for all, 0 for an array without commits."""
+        return self._wanted.get(split, {}).get(key.path, 0)
+
+    def command(self, split: str, key: FeatureKey) -> str | None:
+        """Command line of the newest run that is known to have written the array."""
+        return self._commands.get(split, {}).get(key.path)
+
+    def commits(self) -> int:
+        """Number of commits read so far."""
+        return len(self._seen)
+
+    def _read(self, name: str) -> Commit:
+        try:
+            return Commit.from_json(json.loads(self._storage.read(name)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptStore(
+                str(self._storage),
+                f"the commit {name} cannot be read ({error!r}); remove that file and run the extraction again, "
+                "which recomputes its row block",
+            ) from error
+
+    def _add(self, commit: Commit) -> None:
+        split = commit.split
+        for path, checksums in commit.arrays.items():
+            blocks = self._checksums.setdefault(split, {}).setdefault(path, {})
+            shards = blocks.setdefault(commit.row_block, [set() for _ in checksums])
+            for known, checksum in zip(shards, checksums, strict=True):
+                known.add(checksum)
+            self._left_out.setdefault(split, {}).setdefault(path, {}).update(commit.left_out)
+            wanted = self._wanted.setdefault(split, {})
+            before = wanted.get(path, 0)
+            wanted[path] = None if before is None or commit.limit is None else max(before, commit.limit)
+            if commit.command is not None:
+                self._commands.setdefault(split, {})[path] = commit.command

@@ -1,0 +1,71 @@
+"""FeatureKey: the name of one setting, and its place below a split's ``features`` group."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+CLASS_TOKEN = "cls"
+
+_PATH = re.compile(r"b(\d+)/(?:p(\d+)|(cls))/t(\d+|none)(?:_d(\d+))?(?:_c(\d+))?")
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """One setting: which activation of the backbone, at which noise level, pooled how.
+
+    Attributes:
+        block: 1-based block number in the order the data flows.
+        timestep: 0-based diffusion timestep, or None for an encoder without timesteps.
+        pool: side of the pooled map (the true, stored size), or ``"cls"`` for a class token.
+        draw: number of the noise draw.
+        crop: number of the crop; 0 is the canonical centre crop.
+    """
+
+    block: int
+    timestep: int | None
+    pool: int | str
+    draw: int = 0
+    crop: int = 0
+
+    def __post_init__(self) -> None:
+        if self.block < 1 or self.draw < 0 or self.crop < 0 or (self.timestep is not None and self.timestep < 0):
+            raise ValueError(f"block must be at least 1, timestep, draw and crop at least 0, got {self}")
+        if self.pool != CLASS_TOKEN and not (isinstance(self.pool, int) and self.pool >= 1):
+            raise ValueError(f"pool must be a positive number or {CLASS_TOKEN!r}, got {self.pool!r}")
+
+    @property
+    def path(self) -> str:
+        """Path of the array below ``<split>/features``, such as ``b24/p2/t90_d1``."""
+        pool = self.pool if self.pool == CLASS_TOKEN else f"p{self.pool}"
+        name = f"t{'none' if self.timestep is None else self.timestep}"
+        name += f"_d{self.draw}" if self.draw or self.crop else ""
+        name += f"_c{self.crop}" if self.crop else ""
+        return f"b{self.block}/{pool}/{name}"
+
+    @classmethod
+    def from_path(cls, path: str) -> FeatureKey:
+        """Invert :attr:`path`. Raises ``ValueError`` for anything that is not such a path."""
+        match = _PATH.fullmatch(path)
+        if match is None:
+            raise ValueError(f"not the path of a feature array: {path!r} (expected for example 'b24/p2/t90')")
+        block, pool, token, timestep, draw, crop = match.groups()
+        return cls(
+            block=int(block),
+            timestep=None if timestep == "none" else int(timestep),
+            pool=token or int(pool),
+            draw=int(draw or 0),
+            crop=int(crop or 0),
+        )
+
+    @property
+    def order(self) -> tuple[int, int, int, int, int]:
+        """Sort key: block, pool, timestep, draw, crop; class tokens and missing timesteps come first."""
+        pool = self.pool if isinstance(self.pool, int) else 0
+        return (self.block, pool, -1 if self.timestep is None else self.timestep, self.draw, self.crop)
+
+    def __str__(self) -> str:
+        """The setting in the words of the command line."""
+        text = f"block {self.block}, timestep {self.timestep}, pool {self.pool}"
+        text += f", draw {self.draw}" if self.draw else ""
+        return text + (f", crop {self.crop}" if self.crop else "")

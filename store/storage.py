@@ -1,0 +1,154 @@
+"""Files of a store on a local or network file system: whole, atomic and durable, or not there.
+
+Everything the store writes goes through the two calls :meth:`LocalStorage.create` (create if absent) and
+:meth:`LocalStorage.replace`. Both write to a temporary name in ``journal/`` first, where zarr does not look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_TEMPORARY = "tmp-"
+_STALE_SECONDS = 24 * 3600.0
+_MAX_BUFFERS = 512  # of one preadv; Linux allows 1024
+
+
+class LocalStorage:
+    """A folder that holds one store.
+
+    Names are relative to the folder and use "/". Other kinds of storage offer the same methods.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def read(self, name: str) -> bytes:
+        """Whole content. Raises ``FileNotFoundError``."""
+        return (self.root / name).read_bytes()
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill the buffers from ``offset`` on and return how many bytes were read: fewer at the end of the file."""
+        descriptor = os.open(self.root / name, os.O_RDONLY)
+        total = 0
+        try:
+            for start in range(0, len(buffers), _MAX_BUFFERS):
+                part = buffers[start : start + _MAX_BUFFERS]
+                wanted = sum(buffer.nbytes for buffer in part)
+                got = _read_fully(descriptor, part, offset + total, wanted)
+                total += got
+                if got < wanted:
+                    break
+        finally:
+            os.close(descriptor)
+        return total
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file if there is none of this name; True if it is now ours, False if somebody was first."""
+        if self.exists(name):
+            return False
+        with self._written(name, [data]) as temporary:
+            try:
+                os.link(temporary, self.root / name)
+            except FileExistsError:
+                return False
+        self.sync_folder(name)
+        return True
+
+    def replace(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Write a file, replacing one of the same name. The caller syncs the folder (:meth:`sync_folder`)."""
+        with self._written(name, parts) as temporary:
+            os.replace(temporary, self.root / name)
+
+    def sync_folder(self, name: str) -> None:
+        """Make the directory entry of ``name`` survive a power failure."""
+        descriptor = os.open((self.root / name).parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return (self.root / name).exists()
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises ``FileNotFoundError``."""
+        return (self.root / name).stat().st_size
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in ``folder`` (not below it), without the folder; none if there is no folder."""
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return [entry.name for entry in entries if entry.is_file()]
+        except FileNotFoundError:
+            return []
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in ``folder``, without the folder; none if there is no folder."""
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return [entry.name for entry in entries if entry.is_dir()]
+        except FileNotFoundError:
+            return []
+
+    def remove_stale(self) -> int:
+        """Remove temporary files that a killed writer left behind more than a day ago; return how many."""
+        removed = 0
+        for name in self.names("journal"):
+            path = self.root / "journal" / name
+            with contextlib.suppress(FileNotFoundError):
+                if name.startswith(_TEMPORARY) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def free_bytes(self) -> int:
+        """Bytes that can still be written where the store is, or will be."""
+        folder = self.root.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        status = os.statvfs(folder)
+        return status.f_bavail * status.f_frsize
+
+    @contextlib.contextmanager
+    def _written(self, name: str, parts: Sequence[bytes | memoryview]) -> Iterator[Path]:
+        """A temporary file with the given content, on disk; gone afterwards unless it was renamed."""
+        target = self.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = self.root / "journal"
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with temporary.open("xb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def __str__(self) -> str:
+        """The folder, as the user named it."""
+        return str(self.root)
+
+
+def _read_fully(descriptor: int, buffers: Sequence[memoryview], offset: int, wanted: int) -> int:
+    """``preadv`` that goes on after a short read (a signal, a network file system); fewer bytes only at the end."""
+    got = os.preadv(descriptor, buffers, offset)
+    while 0 < got < wanted:
+        skip = got
+        rest: list[memoryview] = []
+        for buffer in buffers:
+            rest += [buffer[skip:]] if skip < buffer.nbytes else []
+            skip = max(0, skip - buffer.nbytes)
+        more = os.preadv(descriptor, rest, offset + got)
+        if more == 0:
+            break
+        got += more
+    return got

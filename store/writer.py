@@ -1,0 +1,159 @@
+"""UnitWriter: the rows of one unit of work, from memory to a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DiffsslError
+from .feature_store import FeatureStore
+from .journal import Commit
+from .key import FeatureKey
+from .layout import block_range
+from .rows import LeftOut
+from .shard import encode_shard
+
+_WRITERS = 4  # so that one fsync waits beside another
+
+
+class NotFinite(DiffsslError):
+    """A feature is NaN, or too large for the store's dtype.
+
+    Attributes:
+        key: the setting.
+        sample_id: the sample.
+    """
+
+    def __init__(self, key: FeatureKey, sample_id: str, value: float, dtype: np.dtype[Any]) -> None:
+        what = "NaN" if np.isnan(value) else f"{value} (beyond what {dtype} can hold)"
+        advice = "; a new store with --store-dtype float32 holds it" if dtype.itemsize == 2 else ""
+        super().__init__(f"the feature of sample {sample_id!r} at {key} is {what}; nothing of its row block was kept{advice}")
+        self.key = key
+        self.sample_id = sample_id
+
+
+class UnitWriter:
+    """Collects the features of one (split, row block, timestep) and commits them.
+
+    Memory holds one shard of every setting. Rows arrive in order, once each.
+
+    Args:
+        store: with the arrays created.
+        split: name of the split.
+        row_block: number of the row block.
+        keys: settings of one timestep.
+        ids: ids of the row block's rows, to name a sample in an error.
+    """
+
+    def __init__(
+        self, store: FeatureStore, split: str, row_block: int, keys: Sequence[FeatureKey], ids: Sequence[str]
+    ) -> None:
+        timesteps = {key.timestep for key in keys}
+        if len(timesteps) != 1:
+            raise ValueError(f"a unit has the settings of one timestep, got {sorted(map(str, timesteps))}")
+        self._store = store
+        self._split = split
+        self._row_block = row_block
+        self._timestep = timesteps.pop()
+        self._ids = ids
+        self._rows = block_range(store.n_rows(split), store.header.row_block, row_block)
+        self._open: dict[FeatureKey, NDArray[Any]] = {}
+        self._filled = dict.fromkeys(keys, 0)
+        self._checksums: dict[FeatureKey, list[str]] = {key: [] for key in keys}
+        self._folders: set[str] = set()
+        self._left_out: dict[int, LeftOut] = {}
+
+    def write(self, features: Mapping[FeatureKey, NDArray[Any]], left_out: Mapping[int, LeftOut]) -> None:
+        """Append the next rows.
+
+        Args:
+            features: per setting, (n, C, p, p) in the store's dtype.
+            left_out: row number in the split -> sample among these rows whose features mean nothing.
+
+        Raises:
+            NotFinite: a feature of another sample is NaN or infinite.
+        """
+        self._left_out.update(left_out)
+        full = [shard for key, values in features.items() for shard in self._append(key, values)]
+        self._put(full)
+
+    def commit(self, limit: int | None, command: str | None, versions: Mapping[str, str]) -> Commit:
+        """Write what is still in memory, sync it to disk, and commit. Arguments: see :class:`Commit`."""
+        self._put([self._close(key) for key in list(self._open)])
+        for key, filled in self._filled.items():
+            if filled != len(self._rows):
+                raise ValueError(f"{key}: a unit of {len(self._rows)} rows got {filled}")
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            list(pool.map(self._store.storage.sync_folder, sorted(self._folders)))
+        commit = Commit(
+            split=self._split,
+            row_block=self._row_block,
+            timestep=self._timestep,
+            arrays={key.path: checksums for key, checksums in self._checksums.items()},
+            left_out=self._left_out,
+            limit=limit,
+            command=command,
+            versions=versions,
+        )
+        self._store.journal.write(commit)
+        return commit
+
+    def _append(self, key: FeatureKey, values: NDArray[Any]) -> list[tuple[FeatureKey, NDArray[Any]]]:
+        """Copy rows into the open shard; return the shards that became full."""
+        layout = self._store.layout(key, self._split)
+        done = 0
+        full = []
+        while done < len(values):
+            filled = self._filled[key]
+            at = filled % layout.shard_rows
+            if key not in self._open:
+                rows = min(layout.shard_rows, len(self._rows) - filled)
+                self._open[key] = np.empty((rows, *layout.row_shape), dtype=layout.dtype)
+            shard = self._open[key]
+            part = values[done : done + len(shard) - at]
+            place = shard[at : at + len(part)]
+            np.copyto(place, part, casting="no")
+            self._guard(key, place, self._rows.start + filled)
+            done += len(part)
+            self._filled[key] += len(part)
+            if at + len(part) == len(shard):
+                full.append(self._close(key))
+        return full
+
+    def _guard(self, key: FeatureKey, place: NDArray[Any], start: int) -> None:
+        """Blank the rows that were left out; refuse any other row that is not finite."""
+        bad = [row - start for row in self._left_out if start <= row < start + len(place)]
+        place[bad] = 0
+        # A sum over magnitudes in float32 is NaN or infinite if any is; it cannot overflow for float16.
+        flat = place.reshape(len(place), -1)
+        if not np.isfinite(flat).all():
+            row = int(np.flatnonzero(~np.isfinite(flat).all(axis=1))[0])
+            value = float(flat[row][~np.isfinite(flat[row])][0])
+            raise NotFinite(key, self._ids[start + row - self._rows.start], value, place.dtype)
+        place[bad] = np.nan
+
+    def _close(self, key: FeatureKey) -> tuple[FeatureKey, NDArray[Any]]:
+        return key, self._open.pop(key)
+
+    def _put(self, shards: Sequence[tuple[FeatureKey, NDArray[Any]]]) -> None:
+        """Encode shards and write them, side by side."""
+
+        def put(shard: tuple[FeatureKey, NDArray[Any]]) -> tuple[FeatureKey, str, str]:
+            key, values = shard
+            layout = self._store.layout(key, self._split)
+            number = layout.shards_of(self._row_block)[len(self._checksums[key])]
+            name = layout.shard_name(f"{self._split}/features/{key.path}", number)
+            parts, checksum = encode_shard(values, layout)
+            self._store.storage.replace(name, parts)
+            return key, name, checksum
+
+        if not shards:
+            return
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            for key, name, checksum in pool.map(put, shards):
+                self._checksums[key].append(checksum)
+                self._folders.add(name)

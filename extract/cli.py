@@ -95,7 +95,7 @@ def _list_blocks(options: dict[str, Any]) -> None:
     click.echo("\n".join(describe_blocks(measure_blocks(config))))
 
 
-def _interrupt(signal_number: int, frame: object) -> None:
+def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -111,7 +111,7 @@ def main() -> None:
         raise SystemExit(error.exit_code) from error
     except (KeyboardInterrupt, click.Abort) as error:
         again = shlex.join(["diffssl-extract", *sys.argv[1:]])
-        click.echo(f"Error: {Interrupted(f'stopped; everything committed is kept. To go on, run again:')}\n  {again}", err=True)
+        click.echo(f"Error: {Interrupted(again)}", err=True)
         raise SystemExit(130) from error
     except DiffsslError as error:
         click.echo(f"Error: {error}", err=True)

@@ -1,13 +1,13 @@
 """Errors of extraction, all below ``DiffsslError``::
 
-    ExtractError
-    ├── DataError             the images cannot be listed: layout, ids, labels, archive
-    ├── TooManyBadSamples     more images could not be decoded than --max-bad allows
-    ├── UnknownBlock          the backbone has no such block or timestep; the known ones are listed
-    ├── UnknownModel          no bundled or published model of that name; the known ones are listed
-    ├── MissingWeights        a published model whose weights are not in the cache folder
-    ├── CheckpointMismatch    a checkpoint that does not fit its configuration; differing keys are listed
-    └── Interrupted           SIGINT or SIGTERM; everything committed is kept
+ExtractError
+├── DataError             the images cannot be listed: layout, ids, labels, archive
+├── TooManyBadSamples     more images could not be decoded than --max-bad allows
+├── UnknownBlock          the backbone has no such block or timestep; the known ones are listed
+├── UnknownModel          no bundled or published model of that name; the known ones are listed
+├── MissingWeights        a published model whose weights are not in the cache folder
+├── CheckpointMismatch    a checkpoint that does not fit its configuration; differing keys are listed
+└── Interrupted           SIGINT or SIGTERM; everything committed is kept
 """
 
 from __future__ import annotations
@@ -44,4 +44,11 @@ class CheckpointMismatch(ExtractError):
 
 
 class Interrupted(ExtractError):
-    """The run was stopped by SIGINT or SIGTERM; everything committed is kept."""
+    """The run was stopped by SIGINT or SIGTERM; everything committed is kept.
+
+    Args:
+        command: the command line that goes on.
+    """
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"stopped; everything committed is kept. To go on, run again:\n  {command}")

@@ -57,7 +57,7 @@ def decode(content: bytes, image_size: int) -> NDArray[np.uint8]:
         raise
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001  Pillow's plugins raise nearly anything on damaged content
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged content
         raise UndecodableImage(f"{type(error).__name__}: {error}" if content else "the file is empty") from error
     return pixels
 

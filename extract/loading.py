@@ -54,8 +54,7 @@ class Loader:
         """Start decoding rows, which are one row block, in batches."""
         starts = range(rows.start, rows.stop, self._batch_size)
         return [
-            self._pool.submit(self._decode, data, range(start, min(start + self._batch_size, rows.stop)))
-            for start in starts
+            self._pool.submit(self._decode, data, range(start, min(start + self._batch_size, rows.stop))) for start in starts
         ]
 
     def noise(
@@ -68,9 +67,7 @@ class Loader:
         """Give up what was not started and wait for what was."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _draw(
-        self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int
-    ) -> NDArray[np.float32]:
+    def _draw(self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int) -> NDArray[np.float32]:
         noise = np.zeros((self._batch_size, *shape), dtype=np.float32)
         for i, sample_id in enumerate(ids):
             noise[i] = noise_for(seed, sample_id, timestep, shape, draw)

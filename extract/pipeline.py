@@ -55,6 +55,21 @@ class Step:
     ends_unit: bool
 
 
+@dataclass(frozen=True)
+class _Started:
+    """A forward pass that the device is working on.
+
+    Attributes:
+        step: what it is.
+        features: pooled, on the host once ``wait`` returned.
+        wait: waits for the device.
+    """
+
+    step: Step
+    features: Mapping[FeatureKey, Tensor]
+    wait: Callable[[], None]
+
+
 class Pipeline:
     """Carries out work.
 
@@ -110,18 +125,17 @@ class Pipeline:
             self._progress(0)
             return
         ids = self._splits[item.split].ids[item.rows.start : item.rows.stop]
-        writer = None
-        pending: tuple[Step, dict[FeatureKey, Tensor], Callable[[], None]] | None = None
+        writers = {
+            timestep: UnitWriter(self._store, item.split, item.row_block, keys, ids) for timestep, keys in item.keys.items()
+        }
+        pending: _Started | None = None
         for step, noise in self._with_noise(self._steps(item, batches)):
-            if writer is None:
-                writer = UnitWriter(self._store, item.split, item.row_block, item.keys[step.timestep], ids)
-            copying = self._forward(step, noise)
+            started = self._forward(step, noise)
             if pending is not None:  # the device works on this step while the last one is handed over
-                self._hand_over(writer_of, *pending)
-            pending, writer_of = copying, writer
-            writer = None if step.ends_unit else writer
+                self._hand_over(writers[pending.step.timestep], pending)
+            pending = started
         if pending is not None:
-            self._hand_over(writer_of, *pending)
+            self._hand_over(writers[pending.step.timestep], pending)
 
     def _steps(self, item: Work, batches: Sequence[Future[ImageBatch]]) -> Iterator[Step]:
         """Forward passes of a row block, in order: timestep, batch, draw."""
@@ -150,10 +164,8 @@ class Pipeline:
             yield first, None if drawn is None else self._wait(drawn)
 
     @torch.inference_mode()
-    def _forward(
-        self, step: Step, noise: NDArray[np.float32] | None
-    ) -> tuple[Step, dict[FeatureKey, Tensor], Callable[[], None]]:
-        """Start the forward pass and the copy of its pooled features to the host; the last element waits for both."""
+    def _forward(self, step: Step, noise: NDArray[np.float32] | None) -> _Started:
+        """Start the forward pass and the copy of its pooled features to the host."""
         started = time.perf_counter()
         pixels = self._to_device(step.images.pixels)
         x = self._backbone.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
@@ -168,17 +180,16 @@ class Pipeline:
                 host[sizes[block][size]] = _to_host(pooled.to(self._dtype))
         wait = _after_copies(self._backbone.device)
         self.timings.backbone += time.perf_counter() - started
-        return step, host, wait
+        return _Started(step, host, wait)
 
-    def _hand_over(
-        self, writer: UnitWriter, step: Step, host: Mapping[FeatureKey, Tensor], wait: Callable[[], None]
-    ) -> None:
+    def _hand_over(self, writer: UnitWriter, done: _Started) -> None:
         """Give the features of a step to the writer's thread."""
+        step = done.step
         started = time.perf_counter()
-        wait()
+        done.wait()
         self.timings.backbone += time.perf_counter() - started
         n = len(step.images.ids)
-        features = {key: value[:n].numpy() for key, value in host.items()}
+        features = {key: value[:n].numpy() for key, value in done.features.items()}
         self._writes.append(self._writer.submit(self._write, writer, features, step.images.left_out, step.ends_unit))
         self._settle(_WRITES_AHEAD)
         self._progress(n)

@@ -123,14 +123,11 @@ def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], f
         f"there       {plan.done} of {plan.units} units (row block of {header.row_block} rows x timestep)",
         f"to compute  {plan.images} images, {plan.forwards} forward passes in batches of {header.batch_size}, "
         f"{plan.gflop / 1000:.4g} TFLOP",
-        f"to write    {plan.arrays} arrays, {human_bytes(plan.bytes)} in {plan.files} files "
-        f"({human_bytes(free_bytes)} free)",
+        f"to write    {plan.arrays} arrays, {human_bytes(plan.bytes)} in {plan.files} files ({human_bytes(free_bytes)} free)",
     ]
 
 
-def _missing(
-    store: FeatureStore | None, split: str, row_block: int, keys: Sequence[FeatureKey]
-) -> dict[int, list[FeatureKey]]:
+def _missing(store: FeatureStore | None, split: str, row_block: int, keys: Sequence[FeatureKey]) -> dict[int, list[FeatureKey]]:
     by_step: dict[int, list[FeatureKey]] = {}
     for key in keys:
         if store is None or row_block not in store.journal.row_blocks(split, key):

@@ -21,6 +21,4 @@ def pool_map(activation: Tensor, sizes: Collection[int]) -> dict[int, Tensor]:
     if max(sizes) > activation.shape[-1]:
         raise ValueError(f"pooling never upsamples: sizes {sorted(sizes)} from a map of {tuple(activation.shape)}")
     activation = activation.float()
-    return {
-        size: activation if size == activation.shape[-1] else F.adaptive_avg_pool2d(activation, size) for size in sizes
-    }
+    return {size: activation if size == activation.shape[-1] else F.adaptive_avg_pool2d(activation, size) for size in sizes}

@@ -72,9 +72,7 @@ def expand(
     return sorted(keys, key=lambda key: key.order)
 
 
-def merged_pools(
-    blocks: Sequence[Block], wanted: Mapping[int, Iterable[int | str]], pools: Iterable[int | str]
-) -> list[str]:
+def merged_pools(blocks: Sequence[Block], wanted: Mapping[int, Iterable[int | str]], pools: Iterable[int | str]) -> list[str]:
     """What :func:`expand` merges because a map is smaller than a pool, in words; nothing for ``full``."""
     table = {block.number: block for block in blocks}
     pools = list(pools)

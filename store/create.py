@@ -53,9 +53,7 @@ def check_header(path: Path | str, there: StoreHeader, wanted: StoreHeader) -> N
         Identity({name: _plain(getattr(wanted, name)) for name in plain})
     )
     if differences:
-        raise IdentityMismatch(
-            path, "the store was made with other settings; use them, or choose another --store", differences
-        )
+        raise IdentityMismatch(path, "the store was made with other settings; use them, or choose another --store", differences)
 
 
 def add_split(store: FeatureStore, split: str, ids: NDArray[np.object_], labels: NDArray[np.int32]) -> int:

@@ -324,9 +324,7 @@ class FeatureStore:
         array: dask.array.Array = dask.array.from_array(source, chunks=chunks, asarray=False, lock=False, name=False)
         return array
 
-    def _read_part(
-        self, key: FeatureKey, split: str, layout: ArrayLayout, rows: range, out: NDArray[Any]
-    ) -> None:
+    def _read_part(self, key: FeatureKey, split: str, layout: ArrayLayout, rows: range, out: NDArray[Any]) -> None:
         """Read rows of one shard; after a mismatch look once for a commit made meanwhile."""
         shard = rows.start // layout.shard_rows
         start = shard * layout.shard_rows
@@ -340,9 +338,7 @@ class FeatureStore:
                 read_shard(self.storage, name, layout, within, out, self.committed(key, split, shard))
             except DamagedShard as error:
                 block = rows.start // self.header.row_block
-                raise CorruptStore(
-                    self.path, f"row block {block} of {split}, {key}: {error} ({name}); {_RESTORE}"
-                ) from None
+                raise CorruptStore(self.path, f"row block {block} of {split}, {key}: {error} ({name}); {_RESTORE}") from None
         if len(within) < len(layout.shard_range(shard)):  # not every chunk was read: the commit's checksum proves nothing
             good = np.ones(len(rows), dtype=bool)
             good[[row - rows.start for row in self.journal.left_out(split, key) if row in rows]] = False

@@ -62,7 +62,7 @@ class LocalStorage:
     def replace(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         """Write a file, replacing one of the same name. The caller syncs the folder (:meth:`sync_folder`)."""
         with self._written(name, parts) as temporary:
-            os.replace(temporary, self.root / name)
+            temporary.replace(self.root / name)
 
     def sync_folder(self, name: str) -> None:
         """Make the directory entry of ``name`` survive a power failure."""

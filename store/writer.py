@@ -49,9 +49,7 @@ class UnitWriter:
         ids: ids of the row block's rows, to name a sample in an error.
     """
 
-    def __init__(
-        self, store: FeatureStore, split: str, row_block: int, keys: Sequence[FeatureKey], ids: Sequence[str]
-    ) -> None:
+    def __init__(self, store: FeatureStore, split: str, row_block: int, keys: Sequence[FeatureKey], ids: Sequence[str]) -> None:
         timesteps = {key.timestep for key in keys}
         if len(timesteps) != 1:
             raise ValueError(f"a unit has the settings of one timestep, got {sorted(map(str, timesteps))}")

@@ -1,0 +1,63 @@
+"""Pictures. The only file that imports matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .table import AccuracyMap
+
+
+def draw_maps(maps: Sequence[AccuracyMap], value: str, path: Path) -> None:
+    """Draw accuracy over block x timestep, a panel a map, and save it.
+
+    Args:
+        maps: to draw side by side.
+        value: ``"val"``, what settings are chosen by, or ``"test"``, which is labelled as not for choosing.
+        path: of the picture; its suffix decides the format.
+    """
+    columns = min(2, len(maps))
+    lines = -(-len(maps) // columns)
+    rows = max(len(one.blocks) for one in maps)
+    figure = Figure(figsize=(5.2 * columns, (0.32 * rows + 1.5) * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    grids = [100 * (one.val if value == "val" else one.test) for one in maps]
+    low = min(float(np.nanmin(grid)) for grid in grids)
+    high = max(float(np.nanmax(grid)) for grid in grids)
+    for axis, one, grid in zip(axes, maps, grids, strict=False):
+        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high)
+        axis.set_xticks(range(len(one.timesteps)), [str(timestep) for timestep in one.timesteps])
+        axis.set_yticks(range(len(one.blocks)), [str(block) for block in one.blocks])
+        axis.set_xlabel("timestep")
+        axis.set_ylabel("block")
+        for (row, column), number in np.ndenumerate(grid):
+            if np.isfinite(number):
+                colour = "black" if number > (low + high) / 2 else "white"
+                axis.text(column, row, f"{number:.1f}", ha="center", va="center", fontsize=7, color=colour)
+        axis.add_patch(_frame(one.best))
+        axis.set_title(_title(one), fontsize=9)
+    for axis in axes[len(maps) :]:
+        axis.set_axis_off()
+    label = "held-out top-1 (%), framed: best" if value == "val" else "TEST top-1 (%): not for choosing; framed: best by val"
+    figure.colorbar(image, ax=list(axes), label=label, shrink=0.8)
+    figure.savefig(path, dpi=130)
+
+
+def _frame(cell: tuple[int, int]) -> object:
+    from matplotlib.patches import Rectangle
+
+    row, column = cell
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2)
+
+
+def _title(one: AccuracyMap) -> str:
+    row, column = one.best
+    test, (low, high) = 100 * one.test[row, column], one.interval
+    return (
+        f"{one.head}, pool {one.pool}{f', {one.seeds} seeds' if one.seeds > 1 else ''}\n"
+        f"best by val: block {one.blocks[row]}, t {one.timesteps[column]}: "
+        f"test {test:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {one.n_test}"
+    )

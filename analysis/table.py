@@ -1,0 +1,113 @@
+"""Results as a grid of accuracies over block x timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..store import DiffsslError
+
+
+class NoResults(DiffsslError):
+    """There are no results to draw, or the selection leaves none."""
+
+
+@dataclass(frozen=True)
+class AccuracyMap:
+    """Top-1 accuracy of one head at one pool size.
+
+    Attributes:
+        head: name of the head.
+        pool: asked-for pool size; a block whose map is smaller shows its whole map.
+        blocks: (rows) block numbers.
+        timesteps: (columns) timesteps.
+        val: (len(blocks), len(timesteps)) mean held-out top-1 over seeds, NaN where there is no result.
+        test: the same of test top-1.
+        n_test: test rows.
+        seeds: fits of a cell.
+        best: (row, column) of the highest ``val``.
+        interval: 95 % interval of the test value at ``best``.
+    """
+
+    head: str
+    pool: int | str
+    blocks: list[int]
+    timesteps: list[int]
+    val: NDArray[np.float64]
+    test: NDArray[np.float64]
+    n_test: int
+    seeds: int
+    best: tuple[int, int]
+    interval: tuple[float, float]
+
+
+def accuracy_maps(
+    results: Sequence[Mapping[str, Any]], heads: Sequence[str] | None = None, pools: Sequence[int | str] | None = None
+) -> list[AccuracyMap]:
+    """One map per head and pool size.
+
+    Args:
+        results: lines of one store (one ``feature_id``).
+        heads: None for all.
+        pools: None for all.
+
+    Raises:
+        NoResults: the selection leaves none, or the results are of several stores or protocols.
+    """
+    chosen = [r for r in results if (heads is None or r["head"] in heads) and r["timestep"] is not None]
+    if not chosen:
+        raise NoResults(f"no results of the heads {', '.join(heads or []) or 'asked for'}; run diffssl-probe first")
+    for name in ("feature_id", "n_train", "n_test"):
+        values = sorted({str(r[name]) for r in chosen})
+        if len(values) > 1:
+            raise NoResults(f"the results mix several values of {name} ({', '.join(values)}); draw them from separate folders")
+    sizes = sorted({r["pool"] for r in chosen}, key=str)
+    maps = [
+        _one_map([r for r in chosen if r["head"] == head], head, pool)
+        for head in dict.fromkeys(r["head"] for r in chosen)
+        for pool in (sizes if pools is None else pools)
+    ]
+    return maps
+
+
+def _one_map(results: Sequence[Mapping[str, Any]], head: str, pool: int | str) -> AccuracyMap:
+    blocks = sorted({r["block"] for r in results})
+    timesteps = sorted({r["timestep"] for r in results})
+    cells: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for r in results:
+        # A pool larger than a block's map is that map: show it, as a probe of that pool would.
+        largest = max((other["pool"] for other in results if other["block"] == r["block"] and _fits(other, pool)), default=None)
+        if r["pool"] == largest:
+            cells.setdefault((blocks.index(r["block"]), timesteps.index(r["timestep"])), []).append(r)
+    if not cells:
+        raise NoResults(f"no results of head {head} at pool {pool}")
+    val = np.full((len(blocks), len(timesteps)), np.nan)
+    test = val.copy()
+    for place, group in cells.items():
+        val[place] = np.mean([r["val_top1"] for r in group])
+        test[place] = np.mean([r["test_top1"] for r in group])
+    row, column = np.unravel_index(int(np.nanargmax(val)), val.shape)
+    best = cells[int(row), int(column)]
+    interval = tuple(float(np.mean([r[f"test_top1_{end}"] for r in best])) for end in ("low", "high"))
+    return AccuracyMap(
+        head,
+        pool,
+        blocks,
+        timesteps,
+        val,
+        test,
+        best[0]["n_test"],
+        len(best),
+        (int(row), int(column)),
+        (interval[0], interval[1]),
+    )
+
+
+def _fits(result: Mapping[str, Any], pool: int | str) -> bool:
+    if isinstance(pool, str) or isinstance(result["pool"], str):
+        return bool(result["pool"] == pool)
+    return bool(result["pool"] <= pool)

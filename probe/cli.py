@@ -1,0 +1,65 @@
+"""``diffssl-probe``: train heads from a store, without the backbone."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..store import DiffsslError
+from ..store.selection import parse_blocks, parse_numbers, parse_pools
+from .spec import HEADS, ProbeSpec
+
+
+@click.command()
+@click.version_option(package_name="diffssl")
+@click.option("--store", type=click.Path(path_type=Path), default=Path("feats.zarr"), show_default=True)
+@click.option("--head", required=True, help=f"One or several of {', '.join(HEADS)}, with commas.")
+@click.option("--blocks", help="Only these, such as 18,24 or 1-37 or 19@8,24@full; default: all of the store.")
+@click.option("--timesteps", help="Only these; default: all of the store.")
+@click.option("--pools", help="Only these; default: all of the store.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Fits a setting.")
+@click.option("--limit", type=int, help="Only the first N rows of every split.")
+@click.option("--no-refit", is_flag=True, help="Do not fit again on train and held-out rows.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results; default: the store's name with .results.")
+@click.option("--steps", type=int, default=ProbeSpec.steps, show_default=True, help="Optimiser steps (linear, mlp).")
+@click.option("--hidden", default="256", show_default=True, help="Hidden widths of mlp, with commas.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, … (linear, mlp).")
+def command(**options: Any) -> None:
+    """Fit heads on the settings of a store and rank the settings by held-out accuracy."""
+    parsers = {"blocks": parse_blocks, "timesteps": parse_numbers, "pools": parse_pools}
+    try:
+        for name, parse in parsers.items():
+            options[name] = parse(options[name]) if options[name] else None
+        options["hidden"] = [int(width) for width in options["hidden"].split(",")]
+        options["heads"] = list(dict.fromkeys(options.pop("head").split(",")))
+        spec = ProbeSpec(refit=not options.pop("no_refit"), **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    from .study import probe  # imports torch, which --help can do without
+
+    probe(spec, click.echo)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command; a ``DiffsslError`` becomes one line on stderr and exit code 1."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from error
+    except (KeyboardInterrupt, click.Abort) as error:
+        click.echo("Error: stopped; every finished fit is kept, and the same command goes on", err=True)
+        raise SystemExit(130) from error
+    except DiffsslError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(1) from error

@@ -1,0 +1,80 @@
+"""ProbeSpec: everything that one probing run was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HEADS = ("linear", "mlp", "logreg")
+
+# One value a decade, 1e-6 to 1e5.
+C_GRID = tuple(10.0**power for power in range(-6, 6))
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """Which heads on which settings of which store, and how.
+
+    Attributes:
+        store: path of the store.
+        heads: names out of ``HEADS``.
+        blocks: block number -> pools of its own, empty for ``pools``; None for all blocks of the store.
+        timesteps: None for all.
+        pools: None for all.
+        seeds: fits with seeds 0 .. seeds-1; logistic regression has no randomness and is fitted once.
+        limit: only the first so many rows of every split; None for those the extraction was asked for.
+        refit: fit again on train and held-out rows with what was chosen.
+        out: folder of results; None for the store's name with ``.results``.
+        learning_rates: tried together by the torch heads.
+        steps: optimiser steps of the torch heads.
+        batch_size: rows of a step.
+        weight_decay: of AdamW.
+        hidden: widths of the hidden layers of ``mlp``.
+        device: torch device, or ``"auto"``.
+    """
+
+    store: Path
+    heads: Sequence[str]
+    blocks: Mapping[int, set[int | str]] | None = None
+    timesteps: Sequence[int] | None = None
+    pools: Sequence[int | str] | None = None
+    seeds: int = 1
+    limit: int | None = None
+    refit: bool = True
+    out: Path | None = None
+    learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3, 1e-2)
+    steps: int = 1000
+    batch_size: int = 256
+    weight_decay: float = 0.01
+    hidden: Sequence[int] = (256,)
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        unknown = [head for head in self.heads if head not in HEADS]
+        if unknown or not self.heads:
+            raise ValueError(f"unknown heads {unknown}; known are {', '.join(HEADS)}")
+        for name in ("seeds", "steps", "batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if not self.learning_rates or min(self.learning_rates) <= 0 or self.weight_decay < 0 or min(self.hidden) < 1:
+            raise ValueError("learning rates and hidden widths must be positive, weight decay not negative")
+
+    @property
+    def results(self) -> Path:
+        """Folder of results."""
+        return self.out or self.store.with_name(self.store.name.removesuffix(".zarr") + ".results")
+
+    def head_options(self, head: str) -> dict[str, Any]:
+        """What decides a fit of this head besides its data, as JSON; part of a result's key."""
+        if head == "logreg":
+            return {"C": list(C_GRID)}
+        options = {
+            "learning_rates": list(self.learning_rates),
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "weight_decay": self.weight_decay,
+        }
+        return options | ({"hidden": list(self.hidden)} if head == "mlp" else {})

@@ -1,0 +1,214 @@
+"""A probing run: every head on every selected setting, results as they come, a ranked table."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..store import FeatureKey, FeatureStore, canonical_json, common_keys, digest
+from ..store.selection import FULL
+from .data import Moments, SettingData
+from .errors import NothingToProbe
+from .logreg import accuracy_path, fit_regression
+from .metrics import classification_metrics, hits
+from .protocol import Protocol, make_protocol, size, used_splits
+from .results import Results, result_key
+from .spec import C_GRID, ProbeSpec
+from .table import ranking
+from .train import TrainOptions, score_head, train_head
+
+Echo = Callable[[str], object]
+
+PROTOCOL = 1  # number of the way a fit is made; part of its key, raised when results would change
+
+
+def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
+    """Fit every head on every selected setting, skipping what the results have, and print a ranked table.
+
+    Returns:
+        The results of all selected fits, new and old.
+
+    Raises:
+        DiffsslError: the store cannot be read, or there is nothing to fit. Results written until then are kept.
+    """
+    store = FeatureStore.open(spec.store)
+    keys = select_keys(store, spec)
+    protocol = make_protocol(store, keys, spec.limit, spec.refit)
+    echo(f"store {spec.store}: {len(keys)} settings, heads {', '.join(spec.heads)}, results in {spec.results}")
+    for note in protocol.notes:
+        echo(note)
+    if spec.seeds > 1 and "logreg" in spec.heads:
+        echo("logreg has no randomness and is fitted once")
+    results = Results(spec.results)
+    known = {result["key"]: result for result in results.read()}
+    fits = {key: _specifications(store, protocol, spec, key) for key in keys}
+    wanted = [result_key(fit) for own in fits.values() for fit in own]
+    there = sum(key in known for key in wanted)
+    if there:
+        echo(f"{there} of {len(wanted)} fits are there already")
+    with tqdm(total=len(wanted) - there, unit=" fits", desc="probe", disable=None) as bar:
+        for key, own in fits.items():
+            data = SettingData(store, key)
+            moments = None
+            for fit in own:
+                if result_key(fit) in known:
+                    continue
+                moments = moments or data.moments(protocol.moments)
+                result = _fit(fit, data, moments, protocol, len(store.classes), spec, key)
+                results.append(result)
+                known[result["key"]] = result
+                bar.update(1)
+    found = [known[key] for key in wanted]
+    for line in ranking(found):
+        echo(line)
+    return found
+
+
+def select_keys(store: FeatureStore, spec: ProbeSpec) -> list[FeatureKey]:
+    """Settings of the store that a spec selects. Raises ``NothingToProbe``, naming what the store has."""
+    have = common_keys(store, used_splits(store))
+    sizes = {block.number: block for block in store.header.blocks}
+
+    def pools(block: int) -> set[int | str] | None:
+        own = (spec.blocks or {}).get(block) or spec.pools
+        if own is None:
+            return None
+        return {pool if pool == "cls" else sizes[block].pool(pool) for pool in own}
+
+    selected = [
+        key
+        for key in have
+        if (spec.blocks is None or key.block in spec.blocks)
+        and (spec.timesteps is None or key.timestep in spec.timesteps)
+        and (pools(key.block) is None or key.pool in (pools(key.block) or ()))
+    ]
+    asked: list[tuple[str, set[Any], set[Any]]] = [
+        ("blocks", set(spec.blocks or ()), {key.block for key in selected}),
+        ("timesteps", set(spec.timesteps or ()), {key.timestep for key in selected}),
+    ]
+    for name, wanted, found in asked:
+        if wanted - found:
+            text = ", ".join(map(str, sorted(wanted - found)))
+            raise NothingToProbe(
+                f"{store.path} has no {name} {text} with the rest of the selection; it has "
+                f"{'; '.join(str(key) for key in have) or 'no settings yet'}"
+            )
+    if not selected:
+        pool_text = FULL if spec.pools is None else ",".join(map(str, spec.pools))
+        raise NothingToProbe(
+            f"{store.path} has no such setting (pools {pool_text}); it has {'; '.join(str(key) for key in have) or 'none yet'}"
+        )
+    return selected
+
+
+def _specifications(store: FeatureStore, protocol: Protocol, spec: ProbeSpec, key: FeatureKey) -> list[dict[str, Any]]:
+    """One per head and seed: everything that decides the fit's numbers. Its hash is the fit's key."""
+    return [
+        {
+            "protocol": PROTOCOL,
+            "feature_id": store.feature_id,
+            "data_id": {split: store.data_id(split) for split in protocol.splits},
+            "rows": protocol.digest,
+            "setting": key.path,
+            "head": head,
+            "options": spec.head_options(head),
+            "refit": spec.refit,
+            "seed": seed,
+        }
+        for head in spec.heads
+        for seed in range(1 if head == "logreg" else spec.seeds)
+    ]
+
+
+def _fit(
+    specification: Mapping[str, Any],
+    data: SettingData,
+    moments: Moments,
+    protocol: Protocol,
+    classes: int,
+    spec: ProbeSpec,
+    key: FeatureKey,
+) -> dict[str, Any]:
+    """One fit and its result line."""
+    started = time.perf_counter()
+    head = specification["head"]
+    # One fit's generators depend on its specification alone, not on what was fitted before.
+    seed = int(digest(canonical_json(specification).decode(), 4), 16)
+    if head == "logreg":
+        chosen, scores, labels = _logreg(data, moments, protocol, classes, spec.refit)
+    else:
+        chosen, scores, labels = _torch_head(data, moments, protocol, classes, spec, head, seed)
+    metrics = classification_metrics(scores, labels, np.random.default_rng(seed))
+    return {
+        "key": result_key(specification),
+        **{name: specification[name] for name in ("feature_id", "data_id", "head", "seed")},
+        "block": key.block,
+        "timestep": key.timestep,
+        "pool": key.pool,
+        "draw": key.draw,
+        "crop": key.crop,
+        "n_train": size(protocol.refit),
+        "n_select": size(protocol.select),
+        "n_test": size(protocol.test),
+        "classes": classes,
+        **chosen,
+        **{f"test_{name}": value for name, value in metrics.items()},
+        "specification": dict(specification),
+        "notes": list(protocol.notes),
+        "seconds": time.perf_counter() - started,
+        "versions": _versions(),
+    }
+
+
+def _torch_head(
+    data: SettingData, moments: Moments, protocol: Protocol, classes: int, spec: ProbeSpec, head: str, seed: int
+) -> tuple[dict[str, Any], Any, Any]:
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device)
+    hidden = tuple(spec.hidden) if head == "mlp" else ()
+    options = TrainOptions(hidden, spec.steps, spec.batch_size, spec.weight_decay, device)
+    rates = list(spec.learning_rates)
+    model = train_head(data, protocol.fit, moments, classes, rates, options, seed)
+    logits, labels = score_head(model, data, protocol.select, moments, device)
+    accuracies = [float(hits(copy, labels, 1).mean()) for copy in logits]
+    best = int(np.argmax(accuracies))
+    if spec.refit:
+        model = train_head(data, protocol.refit, moments, classes, [rates[best]], options, seed)
+    else:
+        model.keep(best)
+    logits, labels = score_head(model, data, protocol.test, moments, device)
+    chosen = {"learning_rate": rates[best], "at_edge": best in (0, len(rates) - 1), "val_top1": accuracies[best]}
+    return chosen | {"val_top1_grid": accuracies}, logits[0], labels
+
+
+def _logreg(
+    data: SettingData, moments: Moments, protocol: Protocol, classes: int, refit: bool
+) -> tuple[dict[str, Any], Any, Any]:
+    features, labels = data.load(protocol.fit, moments)
+    held_out, held_out_labels = data.load(protocol.select, moments)
+    accuracies, converged = accuracy_path(features, labels, held_out, held_out_labels, C_GRID)
+    best = int(np.argmax(accuracies))
+    if refit:
+        features, labels = data.load(protocol.refit, moments)
+    fitted = fit_regression(features, labels, C_GRID[best])
+    test, test_labels = data.load(protocol.test, moments)
+    chosen = {"C": C_GRID[best], "at_edge": best in (0, len(C_GRID) - 1), "val_top1": accuracies[best]}
+    chosen |= {"val_top1_grid": accuracies, "converged": fitted.converged, "converged_grid": converged}
+    return chosen, fitted.scores(test, classes), test_labels
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "diffssl": version("diffssl"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scikit-learn": version("scikit-learn"),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    }

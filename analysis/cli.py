@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..probe import Results
-from ..store import DiffsslError
+from ..store.cli import run
 from ..store.selection import parse_pools
 from .plots import draw_maps
 from .table import accuracy_maps
@@ -37,9 +37,5 @@ def map_command(results: Path, head: str | None, pools: str | None, value: str, 
 
 
 def main() -> None:
-    """Run the command; a ``DiffsslError`` becomes one line on stderr and exit code 1."""
-    try:
-        group()
-    except DiffsslError as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from error
+    """Entry point of ``diffssl-analyze``."""
+    run(group)

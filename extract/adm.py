@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -45,7 +45,7 @@ class ADM:
     ) -> None:
         self.device = next(model.parameters()).device
         self.sample_shape = (int(model.in_channels), int(config["image_size"]), int(config["image_size"]))
-        self.blocks = measure_blocks(config)
+        self.blocks: Sequence[Block] = measure_blocks(config)
         self._model = model
         self._dtype = dtype
         self._modules = [*model.input_blocks, model.middle_block, *model.output_blocks]

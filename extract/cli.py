@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..store import DiffsslError
+from ..store.cli import run
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .errors import Interrupted
 from .run import extract, prepare, show_plan
@@ -76,7 +75,7 @@ def command(**options: Any) -> None:
     if measure and not plan:
         raise click.UsageError("--measure goes with --plan")
     try:
-        spec = ExtractSpec(**options, command=shlex.join(["diffssl-extract", *sys.argv[1:]]))
+        spec = ExtractSpec(**options, command=_command_line())
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if plan:
@@ -95,24 +94,10 @@ def _list_blocks(options: dict[str, Any]) -> None:
     click.echo("\n".join(describe_blocks(measure_blocks(config))))
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
-    """Run the command; a ``DiffsslError`` becomes one line on stderr and exit code 1."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        command(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(error.exit_code) from error
-    except (KeyboardInterrupt, click.Abort) as error:
-        again = shlex.join(["diffssl-extract", *sys.argv[1:]])
-        click.echo(f"Error: {Interrupted(again)}", err=True)
-        raise SystemExit(130) from error
-    except DiffsslError as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from error
+    """Entry point of ``diffssl-extract``."""
+    run(command, str(Interrupted(_command_line())))
+
+
+def _command_line() -> str:
+    return shlex.join(["diffssl-extract", *sys.argv[1:]])

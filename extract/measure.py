@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
-from .adm import load_adm
 from .pooling import pool_map
-from .settings import pick_device, torch_dtype
-
-if TYPE_CHECKING:
-    from .run import Job
+from .run import Job, load_backbone
 
 _REPEATS = 3
 
 
 def seconds_per_forward(job: Job) -> float:
     """Seconds of a forward pass to the deepest block, pooling included, per image; the median of three batches."""
-    fields = job.header.identity.fields
-    device = pick_device(job.spec.device)
-    condition = fields["condition"] if job.model.config["class_cond"] else None
-    backbone = load_adm(job.model, device, condition, torch_dtype(fields["compute_dtype"]))
+    backbone = load_backbone(job)
     sizes: dict[int, set[int]] = {}
     for key in job.keys:
         sizes.setdefault(key.block, set()).add(int(key.pool))
-    x = torch.zeros(job.header.batch_size, *backbone.sample_shape, device=device)
+    x = torch.zeros(job.header.batch_size, *backbone.sample_shape, device=backbone.device)
     seconds = []
     with torch.inference_mode():
         for _ in range(_REPEATS + 1):

@@ -124,7 +124,7 @@ class Pipeline:
         if not item.keys:  # committed by another process meanwhile
             self._progress(0)
             return
-        ids = self._splits[item.split].ids[item.rows.start : item.rows.stop]
+        ids: list[str] = self._splits[item.split].ids[item.rows.start : item.rows.stop].tolist()
         writers = {
             timestep: UnitWriter(self._store, item.split, item.row_block, keys, ids) for timestep, keys in item.keys.items()
         }
@@ -236,6 +236,6 @@ def _after_copies(device: torch.device) -> Callable[[], None]:
     """A function that waits for everything queued on the device until now."""
     if device.type != "cuda":
         return lambda: None
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event.synchronize

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..store import (
     FeatureKey,
@@ -27,8 +26,10 @@ from ..store import (
     merged_pools,
 )
 from ..store.create import check_header
+from ..store.describe import human_bytes
 from ..store.feature_store import read_header
 from ..store.journal import Commit
+from ..store.progress import progress_bar
 from ..store.storage import LocalStorage
 from .errors import TooManyBadSamples
 from .plan import Plan, describe_plan, make_plan
@@ -36,6 +37,10 @@ from .settings import check_settings, make_header, pick_model
 from .sources import DIGITS, DataSet, load_data
 from .spec import ExtractSpec
 from .zoo import BUNDLED, ModelSource
+
+if TYPE_CHECKING:
+    from .adm import ADM
+    from .pipeline import Timings
 
 Echo = Callable[[str], object]
 
@@ -61,14 +66,14 @@ def prepare(spec: ExtractSpec, echo: Echo = print) -> Job:
     Raises:
         DiffsslError: the images, the model or the store cannot be used as asked.
     """
-    echo(_announcement(spec))
-    data = load_data(spec.data, spec.labels)
-    for note in data.notes:
-        echo(note)
     try:
         there = read_header(LocalStorage(spec.store))
     except StoreNotFound:
         there = None
+    echo(_announcement(spec, there))
+    data = load_data(spec.data, spec.labels)
+    for note in data.notes:
+        echo(note)
     model = pick_model(spec, there)
     header = make_header(spec, model, data, there)
     if there is not None:
@@ -116,42 +121,63 @@ def extract(spec: ExtractSpec, echo: Echo = print) -> FeatureStore:
 
 
 def _compute(job: Job, echo: Echo) -> FeatureStore:
+    needed, free = job.plan.bytes, LocalStorage(job.spec.store).free_bytes()
+    if needed > free:
+        raise StorageFull(
+            job.spec.store,
+            f"{human_bytes(needed)} will be written and {human_bytes(free)} are free; use another disk, or fewer settings",
+        )
+    backbone = load_backbone(job)
+    store = open_store(job, backbone)
+    done, units = job.plan.done, job.plan.units
+    echo(f"{job.plan.images} images, {job.plan.forwards} forward passes; {done} of {units} units are there")
+    started = time.perf_counter()
+    timings = compute(job, store, backbone)
+    seconds = time.perf_counter() - started
+    rate = job.plan.forwards / seconds
+    echo(f"{job.plan.forwards} forward passes in {_clock(seconds)} ({rate:.4g} images/s): {timings}")
+    return store
+
+
+def load_backbone(job: Job) -> ADM:
+    """The job's model on its device. Raises ``ExtractError``."""
     from .adm import load_adm
-    from .pipeline import Pipeline
     from .settings import pick_device, torch_dtype
 
-    spec, plan = job.spec, job.plan
-    storage = LocalStorage(spec.store)
-    if plan.bytes > storage.free_bytes():
-        needed, free = plan.bytes / 1e9, storage.free_bytes() / 1e9
-        raise StorageFull(
-            spec.store, f"{needed:.3g} GB will be written and {free:.3g} GB are free; use another disk, or fewer settings"
-        )
-    device = pick_device(spec.device)
     fields = job.header.identity.fields
-    condition = None if fields["condition"] == "none" and not job.model.config["class_cond"] else fields["condition"]
-    backbone = load_adm(job.model, device, condition, torch_dtype(fields["compute_dtype"]))
-    header = replace(job.header, versions=_versions(str(device)))
-    store = create(spec.store, header)
-    storage.remove_stale()
-    attributes = {key: _attributes(key, header, backbone.schedule(key.timestep or 0), fields["noise"]) for key in job.keys}
+    condition = fields["condition"] if job.model.config["class_cond"] else None
+    return load_adm(job.model, pick_device(job.spec.device), condition, torch_dtype(fields["compute_dtype"]))
+
+
+def open_store(job: Job, backbone: ADM) -> FeatureStore:
+    """The job's store with all splits and arrays, made as far as they are not there. Raises ``StoreError``."""
+    header = replace(job.header, versions=_versions(str(backbone.device)))
+    store = create(job.spec.store, header)
+    store.storage.remove_stale()
+    noise = header.identity.fields["noise"]
+    attributes = {key: _attributes(key, header, backbone.schedule(key.timestep or 0), noise) for key in job.keys}
     for name, split in job.data.splits.items():
         add_split(store, name, split.ids, split.labels)
         add_arrays(store, name, job.keys, attributes)
-    echo(f"{plan.images} images, {plan.forwards} forward passes on {device}; {plan.done} of {plan.units} units are there")
-    started = time.perf_counter()
-    with tqdm(total=plan.forwards, unit=" images", desc="extract (images x timesteps)", smoothing=0.05, disable=None) as bar:
+    return store
+
+
+def compute(job: Job, store: FeatureStore, backbone: ADM) -> Timings:
+    """Carry out the job's plan, with a progress bar; return where the time went."""
+    from .pipeline import Pipeline
+
+    versions = _versions(str(backbone.device))
+    seed = job.header.identity.fields["noise"].get("seed")
+    threads = max(2, min(16, os.cpu_count() or 2))
+    label = "extract (images x timesteps)"
+    with progress_bar(job.plan.forwards, " images", label) as bar:
 
         def commit(writer: UnitWriter) -> None:
-            writer.commit(spec.limit, spec.command, header.versions)
+            writer.commit(job.spec.limit, job.spec.command, versions)
 
-        seed = fields["noise"].get("seed")
-        threads = max(2, min(16, os.cpu_count() or 2))
         pipeline = Pipeline(store, job.data.splits, backbone, seed, threads, commit, bar.update)
-        pipeline.run(plan.work)
-    seconds = time.perf_counter() - started
-    echo(f"{plan.forwards} forward passes in {_clock(seconds)} ({plan.forwards / seconds:.4g} images/s): {pipeline.timings}")
-    return store
+        pipeline.run(job.plan.work)
+    return pipeline.timings
 
 
 def _compare_rows(job: Job, store: FeatureStore, echo: Echo) -> None:
@@ -197,9 +223,10 @@ def _report_bad(job: Job, store: FeatureStore, echo: Echo) -> None:
     echo(line)
 
 
-def _announcement(spec: ExtractSpec) -> str:
+def _announcement(spec: ExtractSpec, there: StoreHeader | None) -> str:
     """First line of output: model, images and store, and which of them are defaults."""
-    model = str(spec.checkpoint) if spec.checkpoint else spec.model or f"{BUNDLED} (bundled; --model for another)"
+    default = f"{BUNDLED} (bundled; --model for another)" if there is None else f"{there.model} (the store's)"
+    model = str(spec.checkpoint or spec.model or default)
     data = ", ".join(spec.data)
     data = "handwritten digits (bundled; --data for yours)" if data == DIGITS else data
     return f"model {model}, images {data}, store {spec.store}"

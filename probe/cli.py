@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..store import DiffsslError
+from ..store.cli import run
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .spec import HEADS, ProbeSpec
 
@@ -43,23 +42,6 @@ def command(**options: Any) -> None:
     probe(spec, click.echo)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
-    """Run the command; a ``DiffsslError`` becomes one line on stderr and exit code 1."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        command(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(error.exit_code) from error
-    except (KeyboardInterrupt, click.Abort) as error:
-        click.echo("Error: stopped; every finished fit is kept, and the same command goes on", err=True)
-        raise SystemExit(130) from error
-    except DiffsslError as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from error
+    """Entry point of ``diffssl-probe``."""
+    run(command, "stopped; every finished fit is kept, and the same command goes on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store import FeatureKey, FeatureStore
+from .errors import ProbeError
 from .protocol import RowSet
 
 MEMORY_BYTES = 1 << 30  # of raw features that are kept instead of read again
@@ -90,7 +92,14 @@ class SettingData:
         return Moments(mean, scale)
 
     def load(self, rows: RowSet, moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """All rows at once: (n, D) float64 standardised, and (n,) labels."""
+        """All rows at once: (n, D) float64 standardised, and (n,) labels. Raises ``ProbeError`` if they do not fit."""
+        needed = 2 * 8 * sum(len(numbers) for numbers in rows.values()) * self.dimension
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > memory:
+            raise ProbeError(
+                f"{self._key}: logreg needs {needed / 1e9:.3g} GB for its rows, and the machine has {memory / 1e9:.3g} GB; "
+                "use --head linear, which streams, a smaller pool, or --limit"
+            )
         parts = [self.piece(split, piece) for split, piece in self.pieces(rows)]
         features = np.concatenate([values for values, _ in parts]).astype(np.float64)
         features -= moments.mean

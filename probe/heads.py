@@ -38,7 +38,7 @@ class StackedMLP(nn.Module):
         copies, dimension, width = self.weights[0].shape
         # The copies share their input: one product instead of R.
         first = features @ self.weights[0].transpose(0, 1).reshape(dimension, copies * width)
-        h = first.view(-1, copies, width).transpose(0, 1) + self.biases[0]
+        h: Tensor = first.view(-1, copies, width).transpose(0, 1) + self.biases[0]
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             h = torch.baddbmm(bias, torch.relu(h), weight)
         return h

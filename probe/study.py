@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..store import FeatureKey, FeatureStore, canonical_json, common_keys, digest
+from ..store.key import grids
+from ..store.progress import progress_bar
 from ..store.selection import FULL
 from .data import Moments, SettingData
 from .errors import NothingToProbe
-from .logreg import accuracy_path, fit_regression
-from .metrics import classification_metrics, hits
+from .fit import fit_logreg, fit_torch_head
+from .metrics import classification_metrics
 from .protocol import Protocol, make_protocol, size, used_splits
 from .results import Results, result_key
-from .spec import C_GRID, ProbeSpec
+from .spec import ProbeSpec
 from .table import ranking
-from .train import TrainOptions, score_head, train_head
 
 Echo = Callable[[str], object]
 
@@ -53,7 +53,7 @@ def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
     there = sum(key in known for key in wanted)
     if there:
         echo(f"{there} of {len(wanted)} fits are there already")
-    with tqdm(total=len(wanted) - there, unit=" fits", desc="probe", disable=None) as bar:
+    with progress_bar(len(wanted) - there, " fits", "probe") as bar:
         for key, own in fits.items():
             data = SettingData(store, key)
             moments = None
@@ -98,12 +98,12 @@ def select_keys(store: FeatureStore, spec: ProbeSpec) -> list[FeatureKey]:
             text = ", ".join(map(str, sorted(wanted - found)))
             raise NothingToProbe(
                 f"{store.path} has no {name} {text} with the rest of the selection; it has "
-                f"{'; '.join(str(key) for key in have) or 'no settings yet'}"
+                f"{'; '.join(grids(have)) or 'no settings yet'}"
             )
     if not selected:
         pool_text = FULL if spec.pools is None else ",".join(map(str, spec.pools))
         raise NothingToProbe(
-            f"{store.path} has no such setting (pools {pool_text}); it has {'; '.join(str(key) for key in have) or 'none yet'}"
+            f"{store.path} has no such setting (pools {pool_text}); it has {'; '.join(grids(have)) or 'none yet'}"
         )
     return selected
 
@@ -142,10 +142,10 @@ def _fit(
     # One fit's generators depend on its specification alone, not on what was fitted before.
     seed = int(digest(canonical_json(specification).decode(), 4), 16)
     if head == "logreg":
-        chosen, scores, labels = _logreg(data, moments, protocol, classes, spec.refit)
+        fitted = fit_logreg(data, moments, protocol, classes, spec.refit)
     else:
-        chosen, scores, labels = _torch_head(data, moments, protocol, classes, spec, head, seed)
-    metrics = classification_metrics(scores, labels, np.random.default_rng(seed))
+        fitted = fit_torch_head(data, moments, protocol, classes, spec, head, seed)
+    metrics = classification_metrics(fitted.scores, fitted.labels, np.random.default_rng(seed))
     return {
         "key": result_key(specification),
         **{name: specification[name] for name in ("feature_id", "data_id", "head", "seed")},
@@ -158,49 +158,13 @@ def _fit(
         "n_select": size(protocol.select),
         "n_test": size(protocol.test),
         "classes": classes,
-        **chosen,
+        **fitted.chosen,
         **{f"test_{name}": value for name, value in metrics.items()},
         "specification": dict(specification),
         "notes": list(protocol.notes),
         "seconds": time.perf_counter() - started,
         "versions": _versions(),
     }
-
-
-def _torch_head(
-    data: SettingData, moments: Moments, protocol: Protocol, classes: int, spec: ProbeSpec, head: str, seed: int
-) -> tuple[dict[str, Any], Any, Any]:
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device)
-    hidden = tuple(spec.hidden) if head == "mlp" else ()
-    options = TrainOptions(hidden, spec.steps, spec.batch_size, spec.weight_decay, device)
-    rates = list(spec.learning_rates)
-    model = train_head(data, protocol.fit, moments, classes, rates, options, seed)
-    logits, labels = score_head(model, data, protocol.select, moments, device)
-    accuracies = [float(hits(copy, labels, 1).mean()) for copy in logits]
-    best = int(np.argmax(accuracies))
-    if spec.refit:
-        model = train_head(data, protocol.refit, moments, classes, [rates[best]], options, seed)
-    else:
-        model.keep(best)
-    logits, labels = score_head(model, data, protocol.test, moments, device)
-    chosen = {"learning_rate": rates[best], "at_edge": best in (0, len(rates) - 1), "val_top1": accuracies[best]}
-    return chosen | {"val_top1_grid": accuracies}, logits[0], labels
-
-
-def _logreg(
-    data: SettingData, moments: Moments, protocol: Protocol, classes: int, refit: bool
-) -> tuple[dict[str, Any], Any, Any]:
-    features, labels = data.load(protocol.fit, moments)
-    held_out, held_out_labels = data.load(protocol.select, moments)
-    accuracies, converged = accuracy_path(features, labels, held_out, held_out_labels, C_GRID)
-    best = int(np.argmax(accuracies))
-    if refit:
-        features, labels = data.load(protocol.refit, moments)
-    fitted = fit_regression(features, labels, C_GRID[best])
-    test, test_labels = data.load(protocol.test, moments)
-    chosen = {"C": C_GRID[best], "at_edge": best in (0, len(C_GRID) - 1), "val_top1": accuracies[best]}
-    chosen |= {"val_top1_grid": accuracies, "converged": fitted.converged, "converged_grid": converged}
-    return chosen, fitted.scores(test, classes), test_labels
 
 
 def _versions() -> dict[str, str]:

@@ -67,7 +67,7 @@ def train_head(
         target = _tensor(labels, options.device).expand(len(learning_rates), -1)
         # Summed over copies: each gets the gradient of its own mean loss.
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / len(labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step(0.5 * (1 + math.cos(math.pi * step / options.steps)))
     return head
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
-from tqdm import tqdm
 
 from .describe import describe, progress_table
 from .errors import DiffsslError
 from .feature_store import FeatureStore
+from .progress import progress_bar
 from .verify import committed_shards, verify
 
 _STORE = click.argument("store", default="feats.zarr")
@@ -42,18 +44,40 @@ def verify_command(store: str) -> None:
     opened = FeatureStore.open(store)
     shards = len(committed_shards(opened))
     found = 0
-    with tqdm(total=shards, unit=" shards", desc="verify", disable=None) as bar:
+    with progress_bar(shards, " shards", "verify") as bar:
         for damage in verify(opened, bar.update):
             found += 1
-            tqdm.write(str(damage))
+            bar.write(str(damage))
     click.echo(f"{shards} shards in {opened.journal.commits()} commits read: {found or 'no'} damaged")
     raise SystemExit(1 if found else 0)
 
 
-def main() -> None:
-    """Run the command; a ``DiffsslError`` becomes one line on stderr and exit code 1."""
+def run(command: click.Command, stopped: str = "stopped") -> None:
+    """Run a command of diffssl as a program.
+
+    A ``DiffsslError`` becomes one message on stderr and exit code 1; SIGINT and SIGTERM the message ``stopped`` and exit
+    code 130; bad options exit with 2; a bug keeps its traceback.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        group()
+        command(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"Error: {stopped}", err=True)
+        raise SystemExit(130) from None
     except DiffsslError as error:
         click.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from error
+        raise SystemExit(1) from None
+
+
+def main() -> None:
+    """Entry point of ``diffssl-store``."""
+    run(group)

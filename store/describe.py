@@ -7,9 +7,8 @@ import os
 from collections.abc import Sequence
 
 from .feature_store import FeatureStore
-from .key import FeatureKey
+from .key import grids
 from .layout import block_range
-from .selection import format_numbers
 
 _SHOWN = 10
 
@@ -30,7 +29,10 @@ def describe(store: FeatureStore) -> list[str]:
     ]
     for split in store.splits:
         keys = store.keys(split)
-        lines += [f"split {split}: {store.n_rows(split)} rows, data_id {store.data_id(split)}", *_settings(keys)]
+        lines += [
+            f"split {split}: {store.n_rows(split)} rows, data_id {store.data_id(split)}",
+            *(f"  {grid}" for grid in grids(keys)),
+        ]
         left_out = {row: bad for key in keys for row, bad in store.journal.left_out(split, key).items()}
         if left_out:
             lines.append(f"  {len(left_out)} samples could not be decoded and are left out:")
@@ -71,22 +73,6 @@ def human_bytes(number: float) -> str:
     """A number of bytes in kB, MB, GB or TB (powers of 1000)."""
     power = min(4, int(math.log10(max(number, 1)) // 3))
     return f"{number / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
-
-
-def _settings(keys: Sequence[FeatureKey]) -> list[str]:
-    """One line per group of blocks that share pools and timesteps."""
-    grids: dict[tuple[object, ...], list[int]] = {}
-    for block in sorted({key.block for key in keys}):
-        own = [key for key in keys if key.block == block]
-        steps = sorted({key.timestep for key in own if key.timestep is not None})
-        pools = sorted({str(key.pool) for key in own})
-        draws = sorted({key.draw for key in own})
-        grids.setdefault((tuple(steps), tuple(pools), tuple(draws)), []).append(block)
-    return [
-        f"  blocks {format_numbers(blocks)} x timesteps {','.join(map(str, grid[0]))} x pools {','.join(map(str, grid[1]))}"
-        + (f" x draws {','.join(map(str, grid[2]))}" if grid[2] != (0,) else "")
-        for grid, blocks in grids.items()
-    ]
 
 
 def _some(names: Sequence[str]) -> str:

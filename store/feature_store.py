@@ -19,7 +19,7 @@ from .block import Block
 from .errors import CorruptStore, IncompleteFeatures, StoreNotFound, UnknownFeatures, UnsupportedFormat
 from .identity import Identity
 from .journal import Journal
-from .key import FeatureKey
+from .key import FeatureKey, grids
 from .layout import FORMAT, JOURNAL, ROOT, ArrayLayout, block_range, store_dtype
 from .rows import NO_LABEL, RowTable, ids_digest
 from .selection import format_numbers
@@ -224,7 +224,7 @@ class FeatureStore:
         known = self.keys(split)
         for key in keys:
             if key not in known:
-                names = "; ".join(str(key) for key in known) or "none yet"
+                names = "; ".join(grids(known)) or "none yet"
                 raise UnknownFeatures(self.path, f"{split} has no features of {key}; it has: {names}")
         size = self.header.row_block
         for key in keys:
@@ -321,7 +321,9 @@ class FeatureStore:
         layout = self.layout(key, split)
         source = _Lazy(self, key, split, (n_rows, *layout.row_shape), layout.dtype)
         chunks = (layout.shard_rows, *layout.row_shape)
-        array: dask.array.Array = dask.array.from_array(source, chunks=chunks, asarray=False, lock=False, name=False)
+        array: dask.array.Array = dask.array.from_array(  # type: ignore[no-untyped-call]
+            source, chunks=chunks, asarray=False, lock=False, name=False
+        )
         return array
 
     def _read_part(self, key: FeatureKey, split: str, layout: ArrayLayout, rows: range, out: NDArray[Any]) -> None:

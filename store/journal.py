@@ -20,7 +20,8 @@ from .layout import JOURNAL
 from .rows import LeftOut
 from .storage import LocalStorage
 
-_READERS = 16
+_READERS = 16  # hides the latency of a network file system
+_PART = 64
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,12 @@ class Journal:
             for name in self._storage.names(f"{JOURNAL}/{split}")
             if name.endswith(".json") and f"{JOURNAL}/{split}/{name}" not in self._seen
         ]
+        new.sort()
+        parts = [new[start : start + _PART] for start in range(0, len(new), _PART)]
         with ThreadPoolExecutor(_READERS) as pool:
-            for commit in pool.map(self._read, sorted(new)):
-                self._add(commit)
+            for commits in pool.map(lambda part: [self._read(name) for name in part], parts):
+                for commit in commits:
+                    self._add(commit)
         self._seen.update(new)
 
     def write(self, commit: Commit) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from .selection import format_numbers
 
 CLASS_TOKEN = "cls"
 
@@ -69,3 +72,17 @@ class FeatureKey:
         text = f"block {self.block}, timestep {self.timestep}, pool {self.pool}"
         text += f", draw {self.draw}" if self.draw else ""
         return text + (f", crop {self.crop}" if self.crop else "")
+
+
+def grids(keys: Iterable[FeatureKey]) -> list[str]:
+    """Settings in words, one text per group of blocks that share timesteps, pools and draws."""
+    found: dict[str, list[int]] = {}
+    keys = list(keys)
+    for block in sorted({key.block for key in keys}):
+        own = [key for key in keys if key.block == block]
+        steps = format_numbers([key.timestep for key in own if key.timestep is not None]) or "none"
+        pools = ",".join(sorted({str(key.pool) for key in own}))
+        draws = sorted({key.draw for key in own})
+        grid = f"timesteps {steps} x pools {pools}" + (f" x draws {format_numbers(draws)}" if draws != [0] else "")
+        found.setdefault(grid, []).append(block)
+    return [f"blocks {format_numbers(blocks)} x {grid}" for grid, blocks in found.items()]

@@ -51,7 +51,7 @@ def encode_shard(values: NDArray[Any], layout: ArrayLayout) -> tuple[list[bytes 
             padded[: len(chunk)] = chunk
             chunk = padded
         crcs.append(crc32c(chunk).to_bytes(_CRC, "little"))
-        parts += [memoryview(chunk).cast("B"), crcs[-1]]
+        parts += [chunk.data.cast("B"), crcs[-1]]
     parts.append(_index(n_chunks, layout))
     return parts, _checksum(crcs)
 
@@ -85,7 +85,7 @@ def read_shard(
     crcs = np.empty((last - first, _CRC), dtype=np.uint8)
     buffers: list[memoryview] = []
     for target, crc in zip(targets, crcs, strict=True):
-        buffers += [memoryview(target).cast("B"), memoryview(crc)]
+        buffers += [target.data.cast("B"), crc.data]
     wanted = (last - first) * (size * layout.row_bytes + _CRC)
     try:
         got = storage.read_into(name, first * (size * layout.row_bytes + _CRC), buffers)
@@ -115,7 +115,7 @@ def check_shard(storage: LocalStorage, name: str, layout: ArrayLayout, committed
     if storage.size(name) != start + len(index):
         raise DamagedShard(f"the file has {storage.size(name)} bytes, expected {start + len(index)}")
     found = np.empty(len(index), dtype=np.uint8)
-    storage.read_into(name, start, [memoryview(found)])
+    storage.read_into(name, start, [found.data])
     if found.tobytes() != index:
         raise DamagedShard("its index is damaged")
 

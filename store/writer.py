@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from .key import FeatureKey
 from .layout import block_range
 from .rows import LeftOut
 from .shard import encode_shard
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _WRITERS = 4  # so that one fsync waits beside another
 
@@ -85,8 +88,7 @@ class UnitWriter:
         for key, filled in self._filled.items():
             if filled != len(self._rows):
                 raise ValueError(f"{key}: a unit of {len(self._rows)} rows got {filled}")
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            list(pool.map(self._store.storage.sync_folder, sorted(self._folders)))
+        _side_by_side(self._store.storage.sync_folder, sorted(self._folders))
         commit = Commit(
             split=self._split,
             row_block=self._row_block,
@@ -126,7 +128,6 @@ class UnitWriter:
         """Blank the rows that were left out; refuse any other row that is not finite."""
         bad = [row - start for row in self._left_out if start <= row < start + len(place)]
         place[bad] = 0
-        # A sum over magnitudes in float32 is NaN or infinite if any is; it cannot overflow for float16.
         flat = place.reshape(len(place), -1)
         if not np.isfinite(flat).all():
             row = int(np.flatnonzero(~np.isfinite(flat).all(axis=1))[0])
@@ -149,9 +150,14 @@ class UnitWriter:
             self._store.storage.replace(name, parts)
             return key, name, checksum
 
-        if not shards:
-            return
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            for key, name, checksum in pool.map(put, shards):
-                self._checksums[key].append(checksum)
-                self._folders.add(name)
+        for key, name, checksum in _side_by_side(put, shards):
+            self._checksums[key].append(checksum)
+            self._folders.add(name)
+
+
+def _side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``map`` in threads, without threads for one item."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        return list(pool.map(function, items))

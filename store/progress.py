@@ -1,0 +1,14 @@
+"""The progress bar of all long work: on a terminal live, in a log file a line a minute."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int, unit: str, label: str) -> tqdm[NoReturn]:
+    """A bar on stderr with rate and time left."""
+    seconds = 0.2 if sys.stderr.isatty() else 60
+    return tqdm(total=total, unit=unit, desc=label, smoothing=0.05, mininterval=seconds)

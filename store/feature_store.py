@@ -333,11 +333,11 @@ class FeatureStore:
         name = layout.shard_name(f"{split}/features/{key.path}", shard)
         within = range(rows.start - start, rows.stop - start)
         try:
-            read_shard(self.storage, name, layout, within, out, self.committed(key, split, shard))
+            read_shard(self.storage, name, layout, shard, within, out, self.committed(key, split, shard))
         except DamagedShard:
             self.journal.refresh(self._splits)
             try:
-                read_shard(self.storage, name, layout, within, out, self.committed(key, split, shard))
+                read_shard(self.storage, name, layout, shard, within, out, self.committed(key, split, shard))
             except DamagedShard as error:
                 block = rows.start // self.header.row_block
                 raise CorruptStore(self.path, f"row block {block} of {split}, {key}: {error} ({name}); {_RESTORE}") from None

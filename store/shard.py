@@ -57,67 +57,53 @@ def encode_shard(values: NDArray[Any], layout: ArrayLayout) -> tuple[list[bytes 
 
 
 def read_shard(
-    storage: LocalStorage,
-    name: str,
-    layout: ArrayLayout,
-    rows: range,
-    out: NDArray[Any],
-    committed: set[str] | None,
+    storage: LocalStorage, name: str, layout: ArrayLayout, shard: int, rows: range, out: NDArray[Any], committed: set[str]
 ) -> None:
     """Read rows of one shard into ``out``, checking every chunk that is touched.
+
+    Reading all chunks checks everything: the index, the length, and that the journal knows the shard.
 
     Args:
         storage: where the shard is.
         name: file of the shard.
         layout: of the array.
+        shard: number of the shard.
         rows: rows wanted, counted from the shard's first.
         out: (len(rows), C, p, p) contiguous array to fill.
-        committed: checksums that the shard may have by the journal; compared when all its chunks are read. None to
-            not compare.
+        committed: checksums that the shard may have by the journal.
 
     Raises:
         DamagedShard: with what is wrong, in words.
         OSError: where the file system fails.
     """
     size = layout.chunk_rows
+    chunk_bytes = size * layout.row_bytes + _CRC
     first, last = rows.start // size, -(-rows.stop // size)
-    targets, scratch = _targets(rows, out, first, last, layout)
+    whole = last - first == -(-len(layout.shard_range(shard)) // size)
+    targets = [_Target(chunk, rows, out, layout) for chunk in range(first, last)]
     crcs = np.empty((last - first, _CRC), dtype=np.uint8)
+    index = _index(last, layout) if whole else b""
+    tail = np.empty(len(index) + 1, dtype=np.uint8)  # one byte more, to see where the file ends
     buffers: list[memoryview] = []
     for target, crc in zip(targets, crcs, strict=True):
-        buffers += [target.data.cast("B"), crc.data]
-    wanted = (last - first) * (size * layout.row_bytes + _CRC)
+        buffers += [target.chunk.data.cast("B"), crc.data]
+    buffers += [tail.data] if whole else []
+    wanted = (last - first) * chunk_bytes + len(index)
     try:
-        got = storage.read_into(name, first * (size * layout.row_bytes + _CRC), buffers)
+        got = storage.read_into(name, first * chunk_bytes, buffers)
     except FileNotFoundError:
         raise DamagedShard("the file is missing") from None
-    if got < wanted:
-        raise DamagedShard(f"the file is cut short: {wanted} bytes wanted, {got} there")
-    for i, (target, crc) in enumerate(zip(targets, crcs, strict=True)):
-        if crc32c(target) != int.from_bytes(crc.tobytes(), "little"):
-            raise DamagedShard(f"chunk {first + i} does not have its checksum")
-    for target, place in scratch:
-        np.copyto(place[1], target[place[0]])
-    if committed is not None and last - first == -(-_rows_in(name, layout) // size):
-        checksum = _checksum([crc.tobytes() for crc in crcs])
-        if checksum not in committed:
-            raise DamagedShard(f"its checksum {checksum} is in no commit ({', '.join(sorted(committed))})")
-
-
-def check_shard(storage: LocalStorage, name: str, layout: ArrayLayout, committed: set[str]) -> None:
-    """Read a whole shard, its index too, and compare everything. Raises :class:`DamagedShard` or ``OSError``."""
-    rows = _rows_in(name, layout)
-    values = np.empty((rows, *layout.row_shape), dtype=layout.dtype)
-    read_shard(storage, name, layout, range(rows), values, committed)
-    n_chunks = -(-rows // layout.chunk_rows)
-    index = _index(n_chunks, layout)
-    start = n_chunks * (layout.chunk_rows * layout.row_bytes + _CRC)
-    if storage.size(name) != start + len(index):
-        raise DamagedShard(f"the file has {storage.size(name)} bytes, expected {start + len(index)}")
-    found = np.empty(len(index), dtype=np.uint8)
-    storage.read_into(name, start, [found.data])
-    if found.tobytes() != index:
+    if got != wanted:
+        raise DamagedShard(f"the file is {'cut short' if got < wanted else 'too long'}: {wanted} bytes wanted, {got} there")
+    for target, crc in zip(targets, crcs, strict=True):
+        if crc32c(target.chunk) != int.from_bytes(crc.tobytes(), "little"):
+            raise DamagedShard(f"chunk {target.number} does not have its checksum")
+        target.deliver()
+    if whole and tail[:-1].tobytes() != index:
         raise DamagedShard("its index is damaged")
+    checksum = _checksum([crc.tobytes() for crc in crcs])
+    if whole and checksum not in committed:
+        raise DamagedShard(f"its checksum {checksum} is in no commit (they have {', '.join(sorted(committed))})")
 
 
 def shard_file_bytes(layout: ArrayLayout, shard: int) -> int:
@@ -135,27 +121,22 @@ def has_nan(values: NDArray[Any]) -> bool:
     return bool(magnitude.size) and int(magnitude.max()) > largest
 
 
-def _targets(
-    rows: range, out: NDArray[Any], first: int, last: int, layout: ArrayLayout
-) -> tuple[list[NDArray[Any]], list[tuple[NDArray[Any], tuple[slice, NDArray[Any]]]]]:
-    """Where each chunk goes: straight into ``out``, or a scratch chunk where only a part of it is wanted."""
-    size = layout.chunk_rows
-    targets: list[NDArray[Any]] = []
-    scratch: list[tuple[NDArray[Any], tuple[slice, NDArray[Any]]]] = []
-    for chunk in range(first, last):
-        start, stop = max(rows.start, chunk * size), min(rows.stop, (chunk + 1) * size)
-        place = out[start - rows.start : stop - rows.start]
-        if stop - start == size:
-            targets.append(place)
-            continue
-        whole = np.empty((size, *layout.row_shape), dtype=layout.dtype)
-        targets.append(whole)
-        scratch.append((whole, (slice(start - chunk * size, stop - chunk * size), place)))
-    return targets, scratch
+class _Target:
+    """Where a chunk is read to: its place in ``out``, or a chunk of its own where only a part of it is wanted."""
 
+    def __init__(self, number: int, rows: range, out: NDArray[Any], layout: ArrayLayout) -> None:
+        size = layout.chunk_rows
+        start, stop = max(rows.start, number * size), min(rows.stop, (number + 1) * size)
+        self.number = number
+        self._place = out[start - rows.start : stop - rows.start]
+        self._part = slice(start - number * size, stop - number * size)
+        self._direct = stop - start == size
+        self.chunk = self._place if self._direct else np.empty((size, *layout.row_shape), dtype=layout.dtype)
 
-def _rows_in(name: str, layout: ArrayLayout) -> int:
-    return len(layout.shard_range(int(name.rsplit("c.", 1)[1].split(".")[0])))
+    def deliver(self) -> None:
+        """Copy the wanted part to its place, unless it is there."""
+        if not self._direct:
+            np.copyto(self._place, self.chunk[self._part])
 
 
 def _checksum(crcs: Sequence[bytes]) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from .errors import CorruptStore
 from .feature_store import FeatureStore
 from .key import FeatureKey
-from .shard import DamagedShard, check_shard
+from .shard import DamagedShard, read_shard
 
 _READERS = 4
 
@@ -56,7 +58,9 @@ def verify(store: FeatureStore, progress: Callable[[int], object] = lambda _: No
         layout = store.layout(key, split)
         name = layout.shard_name(f"{split}/features/{key.path}", shard)
         try:
-            check_shard(store.storage, name, layout, store.committed(key, split, shard))
+            rows = range(len(layout.shard_range(shard)))
+            values = np.empty((len(rows), *layout.row_shape), dtype=layout.dtype)
+            read_shard(store.storage, name, layout, shard, rows, values, store.committed(key, split, shard))
         except (DamagedShard, OSError) as error:
             return Damage(split, key, block, f"{error} ({name})")
         return None

@@ -78,6 +78,7 @@ def prepare(spec: ExtractSpec, echo: Echo = print) -> Job:
     header = make_header(spec, model, data, there)
     if there is not None:
         check_header(spec.store, there, header)
+    data = data.with_classes(header.classes)
     check_settings(spec, header, model)
     for line in merged_pools(header.blocks, spec.blocks, spec.pools):
         echo(line)

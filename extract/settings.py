@@ -59,7 +59,7 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
     new_classes = sorted(set(data.classes) - set(there.classes)) if there else []
     return StoreHeader(
         identity=_identity(fields),
-        # A split that lacks some of the store's classes is fine; labels are looked up by name.
+        # A split that lacks some of the store's classes is fine: labels are looked up by name.
         classes=there.classes if there is not None and not new_classes else data.classes,
         row_block=row_block,
         batch_size=batch_size,

@@ -11,7 +11,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -74,6 +74,13 @@ class DataSet:
     splits: Mapping[str, SplitData]
     classes: list[str]
     notes: list[str] = field(default_factory=list)
+
+    def with_classes(self, classes: Sequence[str]) -> DataSet:
+        """The same images with labels that index another list of classes, which must have all names of this one."""
+        number = {name: i for i, name in enumerate(classes)}
+        places = np.array([number[name] for name in self.classes] + [NO_LABEL], dtype=np.int32)  # -1 finds the last
+        splits = {name: replace(split, labels=places[split.labels]) for name, split in self.splits.items()}
+        return DataSet(splits, list(classes), self.notes)
 
 
 def load_data(sources: Sequence[str], labels: Path | None = None) -> DataSet:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
-PATH_ITERATIONS = 200
+PATH_ITERATIONS = 100
 FINAL_ITERATIONS = 1000
 
 
@@ -61,7 +62,8 @@ def accuracy_path(
 
 
 def _fit(model: LogisticRegression, features: NDArray[np.float64], labels: NDArray[np.int64]) -> FittedRegression:
-    with warnings.catch_warnings():
+    # One thread: a fit that stops at its iteration limit would depend on the number of cores, and these products are small.
+    with threadpool_limits(1), warnings.catch_warnings():
         # Not silent: a fit that did not converge is recorded in its result and flagged in the table.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, labels)

@@ -35,6 +35,8 @@ def create(path: Path | str, header: StoreHeader) -> FeatureStore:
         StoreError: the folder is in use by something else.
     """
     storage = LocalStorage(path)
+    if storage.root.is_file():
+        raise StoreError(path, "this is a file, not a feature store; choose another --store")
     if not storage.exists(ROOT):
         strangers = [name for name in storage.names("") + storage.folders("") if name not in (JOURNAL, ROOT)]
         if strangers and not storage.exists(ROOT):
@@ -71,6 +73,8 @@ def add_split(store: FeatureStore, split: str, ids: NDArray[np.object_], labels:
     Raises:
         IdentityMismatch: the store has this split with other ids.
     """
+    if ids.shape != labels.shape:
+        raise ValueError(f"there must be one label an id, got {ids.shape} ids and {labels.shape} labels")
     data_id = ids_digest(ids)
     attributes = {"diffssl": {"data_id": data_id, "rows": len(ids)}}
     store.storage.create(f"{split}/{ROOT}", group_document(attributes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -48,10 +49,10 @@ def progress_table(store: FeatureStore) -> tuple[list[str], bool]:
     for split in store.splits:
         total = store.n_rows(split)
         lines.append(f"{split}: {total} rows")
-        for key in store.keys(split):
+        for key in store.arrays(split):
             blocks = store.journal.row_blocks(split, key)
             rows = sum(len(block_range(total, store.header.row_block, block)) for block in blocks)
-            wanted = store.wanted_rows([key], split)
+            wanted = store.wanted_rows([key], split) if blocks else total
             absent = store.missing([key], split, wanted)
             complete &= not absent
             state = f"{len(absent)} row blocks missing" if absent else "complete"
@@ -64,8 +65,10 @@ def disk_use(store: FeatureStore) -> tuple[int, int]:
     """(bytes, files) of everything below the store's folder."""
     total = files = 0
     for folder, _, names in os.walk(store.storage.root):
-        files += len(names)
-        total += sum(os.stat(os.path.join(folder, name)).st_size for name in names)  # noqa: PTH116, PTH118
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the temporary file of a writer
+                total += os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118
+                files += 1
     return total, files
 
 

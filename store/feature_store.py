@@ -82,7 +82,11 @@ class StoreHeader:
         """Invert :meth:`to_json`; unknown attributes are ignored."""
         names = ("classes", "row_block", "batch_size", "dtype", "memory_format", "model", "versions")
         blocks = [Block.from_json(block) for block in value["blocks"]]
-        return cls(identity=Identity(value["identity"]), blocks=blocks, **{name: value[name] for name in names})
+        store_dtype(value["dtype"])
+        identity = Identity(value["identity"])
+        if identity.feature_id != value["feature_id"]:
+            raise ValueError(f"the identity has the feature_id {identity.feature_id}, not {value['feature_id']}")
+        return cls(identity=identity, blocks=blocks, **{name: value[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,10 @@ class FeatureStore:
             if name != JOURNAL and name not in self._splits and self.storage.exists(f"{name}/{ROOT}"):
                 attributes = _document(self.storage, f"{name}/{ROOT}").get("attributes", {}).get("diffssl")
                 if attributes is not None:
-                    self._splits[name] = (attributes["data_id"], attributes["rows"])
+                    try:
+                        self._splits[name] = (attributes["data_id"], attributes["rows"])
+                    except (KeyError, TypeError) as error:
+                        raise CorruptStore(self.path, f"{name}/{ROOT} is damaged ({error!r}); {_RESTORE}") from error
         self.journal.refresh(self._splits)
 
     @property
@@ -173,10 +180,25 @@ class FeatureStore:
         self._split(split)
         return self.journal.keys(split)
 
+    def arrays(self, split: str) -> list[FeatureKey]:
+        """Settings of a split whose arrays were created, with commits or not, sorted."""
+        top = f"{split}/features"
+        paths = [
+            f"{block}/{pool}/{step}"
+            for block in self.storage.folders(top)
+            for pool in self.storage.folders(f"{top}/{block}")
+            for step in self.storage.folders(f"{top}/{block}/{pool}")
+            if self.storage.exists(f"{top}/{block}/{pool}/{step}/{ROOT}")
+        ]
+        return sorted({*map(FeatureKey.from_path, paths), *self.keys(split)}, key=lambda key: key.order)
+
     def labels(self, split: str) -> NDArray[np.int32]:
         """(n,) int32 labels of a split in row order, -1 for none. Raises ``CorruptStore``."""
         if split not in self._labels:
-            self._labels[split] = self._row_array(split, "label").astype(np.int32)
+            labels = self._row_array(split, "label").astype(np.int32)
+            if (labels < NO_LABEL).any():
+                raise CorruptStore(self.path, f"{split}/rows/label lacks data; {_RESTORE}")
+            self._labels[split] = labels
         return self._labels[split]
 
     def ids(self, split: str) -> NDArray[np.object_]:
@@ -279,7 +301,8 @@ class FeatureStore:
         labels = self.labels(split)[: len(features)]
         keep = labels != NO_LABEL
         keep[[row for row in self.journal.left_out(split, key) if row < len(keep)]] = False
-        return features[keep].reshape(int(keep.sum()), -1).astype(np.float32), labels[keep].astype(np.int64)
+        n_features = int(np.prod(features.shape[1:]))
+        return features[keep].reshape(-1, n_features).astype(np.float32), labels[keep].astype(np.int64)
 
     def stream(self, keys: Sequence[FeatureKey], split: str, rows: slice = slice(None)) -> Iterator[Batch]:
         """Read several settings side by side, a row block at a time, the next one while this one is used.
@@ -372,7 +395,7 @@ class FeatureStore:
         try:
             array = zarr.open_array(LocalStore(self.storage.root, read_only=True), path=f"{split}/rows/{name}", mode="r")
             values = np.asarray(array[:])
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
             raise CorruptStore(self.path, f"{split}/rows/{name} cannot be read ({error}); {_RESTORE}") from error
         if values.shape != (n_rows,):
             raise CorruptStore(self.path, f"{split}/rows/{name} has shape {values.shape}, expected ({n_rows},)")
@@ -380,7 +403,7 @@ class FeatureStore:
 
     def _incomplete(self, key: FeatureKey, split: str, rows: range, absent: Sequence[int]) -> str:
         size = self.header.row_block
-        count = sum(len(block_range(self.n_rows(split), size, block)) for block in absent)
+        count = sum(min((block + 1) * size, rows.stop) - max(block * size, rows.start) for block in absent)
         first = absent[0] * size
         command = self.journal.command(split, key) or "diffssl-extract, with the options that made it"
         return (
@@ -406,9 +429,15 @@ class _Lazy:
     def ndim(self) -> int:
         return len(self.shape)
 
-    def __getitem__(self, index: tuple[slice, ...]) -> NDArray[Any]:
+    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
+        # dask merges what is done to the array into the index: numbers, steps and lists of rows arrive here
         rows, *rest = index
-        return self.store.read(self.key, self.split, rows)[(slice(None), *rest)]
+        numbers = np.arange(self.shape[0])[rows]
+        first = int(numbers.min(initial=self.shape[0]))
+        values = self.store.read(self.key, self.split, slice(first, int(numbers.max(initial=first - 1)) + 1))
+        values = values[numbers - first]
+        part: NDArray[Any] = values[tuple(rest)] if numbers.ndim == 0 else values[(slice(None), *rest)]
+        return part
 
 
 def read_header(storage: LocalStorage) -> StoreHeader:
@@ -433,6 +462,8 @@ def _document(storage: LocalStorage, name: str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(storage.read(name))
     except ValueError as error:
         raise CorruptStore(str(storage), f"{name} is not JSON ({error}); {_RESTORE}") from error
+    if not isinstance(document, dict):
+        raise CorruptStore(str(storage), f"{name} is no zarr document; {_RESTORE}")
     return document
 
 

@@ -43,13 +43,18 @@ class Identity:
         """(field, here, there) for every field that differs; nested mappings are named ``outer.inner``."""
         ours, theirs = _flat(self.fields), _flat(other.fields)
         names = sorted(ours.keys() | theirs.keys())
-        return [(name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)]
+
+        def same(name: str) -> bool:
+            # By their JSON, as the digest goes by it: 1 and true differ, and null and a field that is not there.
+            return name in ours and name in theirs and canonical_json(ours[name]) == canonical_json(theirs[name])
+
+        return [(name, ours.get(name), theirs.get(name)) for name in names if not same(name)]
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in fields.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat.update(_flat(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value

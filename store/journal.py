@@ -139,7 +139,10 @@ class Journal:
 
     def _read(self, name: str) -> Commit:
         try:
-            return Commit.from_json(json.loads(self._storage.read(name)))
+            value = json.loads(self._storage.read(name))
+            if not name.endswith(f"-{digest(value, 8)}.json"):
+                raise ValueError("its content is not what its name says")
+            return Commit.from_json(value)
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptStore(
                 str(self._storage),

@@ -53,13 +53,16 @@ class FeatureKey:
         if match is None:
             raise ValueError(f"not the path of a feature array: {path!r} (expected for example 'b24/p2/t90')")
         block, pool, token, timestep, draw, crop = match.groups()
-        return cls(
+        key = cls(
             block=int(block),
             timestep=None if timestep == "none" else int(timestep),
             pool=token or int(pool),
             draw=int(draw or 0),
             crop=int(crop or 0),
         )
+        if key.path != path:
+            raise ValueError(f"not the path of a feature array: {path!r} (that setting is at {key.path!r})")
+        return key
 
     @property
     def order(self) -> tuple[int, int, int, int, int]:
@@ -76,13 +79,20 @@ class FeatureKey:
 
 def grids(keys: Iterable[FeatureKey]) -> list[str]:
     """Settings in words, one text per group of blocks that share timesteps, pools and draws."""
+    # Settings of a block that are a full grid become one text; what they share is found from the inside out.
+    by_cell: dict[tuple[int, int, int | str], list[int]] = {}
+    for key in keys:
+        by_cell.setdefault((key.block, key.draw, key.pool), []).append(-1 if key.timestep is None else key.timestep)
+    by_grid: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int | str]] = {}
+    draws_of: dict[tuple[int, int | str, tuple[int, ...]], list[int]] = {}
+    for (block, draw, pool), own in by_cell.items():
+        draws_of.setdefault((block, pool, tuple(sorted(set(own)))), []).append(draw)
+    for (block, pool, own_steps), draws in draws_of.items():
+        by_grid.setdefault((block, own_steps, tuple(sorted(draws))), []).append(pool)
     found: dict[str, list[int]] = {}
-    keys = list(keys)
-    for block in sorted({key.block for key in keys}):
-        own = [key for key in keys if key.block == block]
-        steps = format_numbers([key.timestep for key in own if key.timestep is not None]) or "none"
-        pools = ",".join(sorted({str(key.pool) for key in own}))
-        draws = sorted({key.draw for key in own})
-        grid = f"timesteps {steps} x pools {pools}" + (f" x draws {format_numbers(draws)}" if draws != [0] else "")
+    for (block, own_steps, own_draws), pools in sorted(by_grid.items()):
+        names = ",".join(str(pool) for pool in sorted(pools, key=lambda pool: (isinstance(pool, str), pool)))
+        grid = f"timesteps {format_numbers([t for t in own_steps if t >= 0]) or 'none'} x pools {names}"
+        grid += f" x draws {format_numbers(list(own_draws))}" if own_draws != (0,) else ""
         found.setdefault(grid, []).append(block)
     return [f"blocks {format_numbers(blocks)} x {grid}" for grid, blocks in found.items()]

@@ -79,30 +79,33 @@ def read_shard(
     size = layout.chunk_rows
     chunk_bytes = size * layout.row_bytes + _CRC
     first, last = rows.start // size, -(-rows.stop // size)
-    whole = last - first == -(-len(layout.shard_range(shard)) // size)
+    n_chunks = -(-len(layout.shard_range(shard)) // size)
     targets = [_Target(chunk, rows, out, layout) for chunk in range(first, last)]
-    crcs = np.empty((last - first, _CRC), dtype=np.uint8)
-    index = _index(last, layout) if whole else b""
+    crcs = np.empty((n_chunks, _CRC), dtype=np.uint8)
+    index = _index(n_chunks, layout)
     tail = np.empty(len(index) + 1, dtype=np.uint8)  # one byte more, to see where the file ends
     buffers: list[memoryview] = []
-    for target, crc in zip(targets, crcs, strict=True):
-        buffers += [target.chunk.data.cast("B"), crc.data]
-    buffers += [tail.data] if whole else []
-    wanted = (last - first) * chunk_bytes + len(index)
+    for target in targets:
+        buffers += [target.chunk.data.cast("B"), crcs[target.number].data]
+    wanted = n_chunks * chunk_bytes + len(index)
     try:
-        got = storage.read_into(name, first * chunk_bytes, buffers)
+        got = first * chunk_bytes + storage.read_into(name, first * chunk_bytes, buffers)
+        for chunk in [*range(first), *range(last, n_chunks)]:
+            storage.read_into(name, (chunk + 1) * chunk_bytes - _CRC, [crcs[chunk].data])
+        if got == last * chunk_bytes:
+            got = n_chunks * chunk_bytes + storage.read_into(name, n_chunks * chunk_bytes, [tail.data])
     except FileNotFoundError:
         raise DamagedShard("the file is missing") from None
     if got != wanted:
         raise DamagedShard(f"the file is {'cut short' if got < wanted else 'too long'}: {wanted} bytes wanted, {got} there")
-    for target, crc in zip(targets, crcs, strict=True):
-        if crc32c(target.chunk) != int.from_bytes(crc.tobytes(), "little"):
+    for target in targets:
+        if crc32c(target.chunk) != int.from_bytes(crcs[target.number].tobytes(), "little"):
             raise DamagedShard(f"chunk {target.number} does not have its checksum")
         target.deliver()
-    if whole and tail[:-1].tobytes() != index:
+    if tail[:-1].tobytes() != index:
         raise DamagedShard("its index is damaged")
     checksum = _checksum([crc.tobytes() for crc in crcs])
-    if whole and checksum not in committed:
+    if checksum not in committed:
         raise DamagedShard(f"its checksum {checksum} is in no commit (they have {', '.join(sorted(committed))})")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from .errors import CorruptStore
 from .feature_store import FeatureStore
 from .key import FeatureKey
+from .layout import JOURNAL, ROOT
 from .shard import DamagedShard, read_shard
 
 _READERS = 4
@@ -47,6 +48,8 @@ def verify(store: FeatureStore, progress: Callable[[int], object] = lambda _: No
 
     Memory holds a few shards. ``progress`` is called with the number of shards done since the last call.
     """
+    for split in sorted(set(store.storage.folders(JOURNAL)) - set(store.splits)):
+        yield Damage(split, None, None, f"it has commits, but {split}/{ROOT} does not say so")
     for split in store.splits:
         try:
             store.rows(split)

@@ -78,13 +78,14 @@ class UnitWriter:
         Raises:
             NotFinite: a feature of another sample is NaN or infinite.
         """
+        for key, values in features.items():
+            self._check(key, values)
         self._left_out.update(left_out)
         full = [shard for key, values in features.items() for shard in self._append(key, values)]
         self._put(full)
 
     def commit(self, limit: int | None, command: str | None, versions: Mapping[str, str]) -> Commit:
         """Write what is still in memory, sync it to disk, and commit. Arguments: see :class:`Commit`."""
-        self._put([self._close(key) for key in list(self._open)])
         for key, filled in self._filled.items():
             if filled != len(self._rows):
                 raise ValueError(f"{key}: a unit of {len(self._rows)} rows got {filled}")
@@ -102,7 +103,18 @@ class UnitWriter:
         self._store.journal.write(commit)
         return commit
 
-    def _append(self, key: FeatureKey, values: NDArray[Any]) -> list[tuple[FeatureKey, NDArray[Any]]]:
+    def _check(self, key: FeatureKey, values: NDArray[Any]) -> None:
+        """Refuse rows of another shape or dtype, which numpy would broadcast or round, and more rows than there are."""
+        layout = self._store.layout(key, self._split)
+        if values.shape[1:] != layout.row_shape:
+            raise ValueError(f"{key}: rows of the shape {layout.row_shape} are stored, got {values.shape[1:]}")
+        if values.dtype != layout.dtype:
+            raise TypeError(f"{key}: features are stored as {layout.dtype.name}, got {values.dtype}")
+        filled = self._filled[key] + len(values)
+        if filled > len(self._rows):
+            raise ValueError(f"{key}: a unit of {len(self._rows)} rows got {filled}")
+
+    def _append(self, key: FeatureKey, values: NDArray[Any]) -> list[tuple[FeatureKey, int, NDArray[Any]]]:
         """Copy rows into the open shard; return the shards that became full."""
         layout = self._store.layout(key, self._split)
         done = 0
@@ -121,7 +133,7 @@ class UnitWriter:
             done += len(part)
             self._filled[key] += len(part)
             if at + len(part) == len(shard):
-                full.append(self._close(key))
+                full.append((key, layout.shards_of(self._row_block)[filled // layout.shard_rows], self._open.pop(key)))
         return full
 
     def _guard(self, key: FeatureKey, place: NDArray[Any], start: int) -> None:
@@ -135,16 +147,12 @@ class UnitWriter:
             raise NotFinite(key, self._ids[start + row - self._rows.start], value, place.dtype)
         place[bad] = np.nan
 
-    def _close(self, key: FeatureKey) -> tuple[FeatureKey, NDArray[Any]]:
-        return key, self._open.pop(key)
-
-    def _put(self, shards: Sequence[tuple[FeatureKey, NDArray[Any]]]) -> None:
+    def _put(self, shards: Sequence[tuple[FeatureKey, int, NDArray[Any]]]) -> None:
         """Encode shards and write them, side by side."""
 
-        def put(shard: tuple[FeatureKey, NDArray[Any]]) -> tuple[FeatureKey, str, str]:
-            key, values = shard
+        def put(shard: tuple[FeatureKey, int, NDArray[Any]]) -> tuple[FeatureKey, str, str]:
+            key, number, values = shard
             layout = self._store.layout(key, self._split)
-            number = layout.shards_of(self._row_block)[len(self._checksums[key])]
             name = layout.shard_name(f"{self._split}/features/{key.path}", number)
             parts, checksum = encode_shard(values, layout)
             self._store.storage.replace(name, parts)

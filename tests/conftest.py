@@ -1,1 +1,163 @@
-"""Shared fixtures."""
+"""Shared fixtures: stores of synthetic features, made the way extraction makes them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+from diffssl.store import (
+    NO_LABEL,
+    Block,
+    FeatureKey,
+    FeatureStore,
+    Identity,
+    LeftOut,
+    StoreHeader,
+    UnitWriter,
+    add_arrays,
+    add_split,
+    create,
+    row_order,
+)
+from numpy.typing import NDArray
+
+# (setting, split, (n,) labels) -> (n, C, p, p)
+Features = Callable[[FeatureKey, str, NDArray[np.int32]], NDArray[Any]]
+Relabel = Callable[[str, NDArray[np.int32]], NDArray[np.int32]]
+
+COMMAND = "diffssl-extract --blocks 1 --timesteps 10"
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """A function that runs the function of a console script with arguments and gives the exit code."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(main: Callable[[], None], *arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
+    """A function that makes a store, or extends the one of the same name.
+
+    Whether a store survives a power failure is asked elsewhere, so nothing is synced.
+    """
+
+    def make(
+        rows: Mapping[str, int | Sequence[str]],
+        keys: Sequence[FeatureKey] = (FeatureKey(1, 10, 1),),
+        *,
+        name: str = "feats.zarr",
+        classes: int = 4,
+        sizes: Sequence[int] = (4, 4, 2),
+        channels: int = 8,
+        separation: float = 2.0,
+        features: Features | None = None,
+        relabel: Relabel | None = None,
+        dtype: str = "float16",
+        row_block: int = 64,
+        limit: int | None = None,
+        only_blocks: Collection[int] | None = None,
+        left_out: Mapping[FeatureKey, Collection[str]] | None = None,
+        seed: int = 0,
+    ) -> FeatureStore:
+        """Make a store.
+
+        Args:
+            rows: split -> number of rows, spread over ``classes``, or the ids themselves, as ``class/file``; an id
+                without a folder has no label.
+            keys: settings.
+            name: of the store's folder.
+            classes: of counted rows.
+            sizes: side of the map of each block, from block 1 on.
+            channels: of every block.
+            separation: distance of the class means from the origin; the noise has unit deviation in every direction.
+            features: instead of Gaussian classes.
+            relabel: from (split, labels by folder) to the labels that are stored; features go by the folder.
+            dtype: of the stored features.
+            row_block: rows of a row block.
+            limit: extract the first so many rows only.
+            only_blocks: commit these row blocks only.
+            left_out: setting -> ids that could not be decoded.
+            seed: of the features, and part of the identity.
+        """
+        ids = {split: _ids(split, given, classes) for split, given in rows.items()}
+        names = sorted({_folder(one) for own in ids.values() for one in own} - {""})
+        blocks = [Block(i, "Res", channels, size, 0.1 * i, 0.2 * i) for i, size in enumerate(sizes, start=1)]
+        identity = Identity({"model": "synthetic", "seed": seed})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda _: None)
+            header = StoreHeader(identity, names, row_block, 32, dtype, "contiguous", blocks, "synthetic")
+            store = create(tmp_path / name, header)
+            for split, own in ids.items():
+                labels = np.array([names.index(_folder(one)) if _folder(one) else NO_LABEL for one in own], dtype=np.int32)
+                stored = labels if relabel is None else relabel(split, labels)
+                add_split(store, split, np.array(own, dtype=object), stored)
+                add_arrays(store, split, keys, {key: {} for key in keys})
+                make_features = features or _gaussian(store, separation, seed)
+                values = {key: make_features(key, split, labels).astype(dtype) for key in keys}
+                committed = range(-(-min(limit or len(own), len(own)) // row_block))
+                for block in committed if only_blocks is None else only_blocks:
+                    _commit(store, split, block, values, left_out or {}, limit)
+        return FeatureStore.open(tmp_path / name)
+
+    return make
+
+
+def _folder(one: str) -> str:
+    return one.rpartition("/")[0]
+
+
+def _ids(split: str, given: int | Sequence[str], classes: int) -> list[str]:
+    ids = [f"c{i % classes:02d}/{split}-{i:05d}.png" for i in range(given)] if isinstance(given, int) else list(given)
+    return [ids[i] for i in row_order(ids)]
+
+
+def _gaussian(store: FeatureStore, separation: float, seed: int) -> Features:
+    """Gaussian classes, the same means in all splits."""
+
+    def features(key: FeatureKey, split: str, labels: NDArray[np.int32]) -> NDArray[Any]:
+        shape = store.layout(key, split).row_shape
+        means = np.random.default_rng([seed, crc32(key.path.encode())]).normal(size=(len(store.classes) + 1, *shape))
+        noise = np.random.default_rng([seed, crc32(f"{key.path} {split}".encode())]).normal(size=(len(labels), *shape))
+        values: NDArray[Any] = separation * means[labels] / np.sqrt(np.prod(shape)) + noise
+        return values
+
+    return features
+
+
+def _commit(
+    store: FeatureStore,
+    split: str,
+    block: int,
+    values: Mapping[FeatureKey, NDArray[Any]],
+    left_out: Mapping[FeatureKey, Collection[str]],
+    limit: int | None,
+) -> None:
+    """Commit a row block of every setting; a commit leaves samples out of all its settings, so those that differ are apart."""
+    size = store.header.row_block
+    ids = store.ids(split)[block * size : (block + 1) * size]
+    units: dict[tuple[int | None, tuple[str, ...]], list[FeatureKey]] = {}
+    for key in values:
+        units.setdefault((key.timestep, tuple(sorted(left_out.get(key, ())))), []).append(key)
+    for (_, bad), keys in units.items():
+        unreadable = {block * size + i: LeftOut(one, "cut short") for i, one in enumerate(ids) if one in bad}
+        writer = UnitWriter(store, split, block, keys, list(ids))
+        writer.write({key: np.ascontiguousarray(values[key][block * size :][: len(ids)]) for key in keys}, unreadable)
+        writer.commit(limit, COMMAND, {})

@@ -1,0 +1,36 @@
+"""Results as probing writes them, without probing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def line() -> Callable[..., dict[str, Any]]:
+    """A function that makes one result."""
+
+    def make(block: int, timestep: int | None, val: float, test: float, **more: Any) -> dict[str, Any]:
+        own = {"pool": 1, "head": "linear", "seed": 0, "draw": 0} | more
+        specification = {"head": own["head"], "seed": own["seed"], "rows": "r", "options": {"steps": 1000}, "refit": True}
+        return {
+            "key": f"{block} {timestep} {sorted(own.items())}",
+            "feature_id": "f",
+            "data_id": {"train": "a", "test": "b"},
+            "block": block,
+            "timestep": timestep,
+            "crop": 0,
+            "n_train": 900,
+            "n_select": 90,
+            "n_test": 2000,
+            "val_top1": val,
+            "test_top1": test,
+            "test_top1_low": test - 0.02,
+            "test_top1_high": test + 0.01,
+            "specification": specification,
+            **own,
+        }
+
+    return make

@@ -1,0 +1,103 @@
+"""Pictures of accuracy maps: files that open, and what is written on them."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from diffssl.analysis import AccuracyMap, accuracy_maps
+from diffssl.analysis.plots import draw_maps
+from PIL import Image
+
+Line = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def maps(line: Line) -> list[AccuracyMap]:
+    """Three maps with a hole; block 7 at timestep 90 is the best by val, block 2 at 10 by test."""
+    results = []
+    for head in ("linear", "mlp", "logreg"):
+        results += [line(2, 10, 0.5, 0.875, head=head), line(2, 90, 0.25, 0.25, head=head), line(7, 90, 0.75, 0.625, head=head)]
+    return accuracy_maps(results)
+
+
+@pytest.fixture(autouse=True)
+def _text_stays_text() -> Any:
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        yield
+
+
+def texts(path: Path) -> list[str]:
+    return ["".join(node.itertext()).strip() for node in ET.parse(path).iter() if node.tag.endswith("text")]
+
+
+@pytest.mark.parametrize(("count", "value"), [(1, "val"), (3, "test")])
+def test_a_png_opens_and_is_not_blank(maps: list[AccuracyMap], tmp_path: Path, count: int, value: str) -> None:
+    path = tmp_path / "map.png"
+    draw_maps(maps[:count], value, path)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
+    assert min(pixels.shape[:2]) > 150
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def test_more_maps_take_more_room(maps: list[AccuracyMap], tmp_path: Path) -> None:
+    sizes = []
+    for count in (1, 2, 3):
+        draw_maps(maps[:count], "val", tmp_path / "map.png")
+        with Image.open(tmp_path / "map.png") as image:
+            sizes.append(image.size)
+    assert sizes[0][0] < sizes[1][0] == sizes[2][0]
+    assert sizes[0][1] == sizes[1][1] < sizes[2][1]
+
+
+def test_a_map_shows_val_and_names_the_best_with_its_test_value(maps: list[AccuracyMap], tmp_path: Path) -> None:
+    draw_maps(maps[:1], "val", tmp_path / "map.svg")
+    found = texts(tmp_path / "map.svg")
+    assert {"50.0", "25.0", "75.0", "2", "7", "10", "90", "block", "timestep"} <= set(found)
+    assert "87.5" not in found
+    whole = " ".join(found)
+    assert "linear, pool 1" in whole
+    assert "best by val: block 7, t 90: test 62.5 % [60.5, 63.5] on 2000" in whole
+    assert "held-out" in whole
+    assert "not for choosing" not in whole
+
+
+def test_a_map_of_test_values_is_labelled_as_not_for_choosing(maps: list[AccuracyMap], tmp_path: Path) -> None:
+    draw_maps(maps[:1], "test", tmp_path / "map.svg")
+    found = texts(tmp_path / "map.svg")
+    assert {"87.5", "25.0", "62.5"} <= set(found)
+    assert "75.0" not in found
+    assert "not for choosing" in " ".join(found)
+    assert "best by val: block 7, t 90" in " ".join(found)
+
+
+@pytest.mark.parametrize("value", ["val", "test"])
+def test_the_frame_is_around_the_best_by_val(maps: list[AccuracyMap], tmp_path: Path, value: str) -> None:
+    """The red frame is in the lower right quarter of the panel: block 7 is the second row, timestep 90 the second column."""
+    draw_maps(maps[:1], value, tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    red = (pixels[..., 0] > 240) & (pixels[..., 1] < 20) & (pixels[..., 2] < 20)
+    rows, columns = np.nonzero(red)
+    assert len(rows) > 100
+    dark = pixels.sum(axis=2) < 720  # the panel and its labels
+    middle = np.nonzero(dark.any(axis=1))[0].mean(), np.nonzero(dark[:, : pixels.shape[1] * 3 // 4].any(axis=0))[0].mean()
+    assert rows.mean() > middle[0]
+    assert columns.mean() > middle[1]
+
+
+def test_seeds_are_told(line: Line, tmp_path: Path) -> None:
+    draw_maps(accuracy_maps([line(1, 10, 0.5, 0.5, seed=seed) for seed in range(3)]), "val", tmp_path / "map.svg")
+    assert any("linear, pool 1, 3 seeds" in text for text in texts(tmp_path / "map.svg"))
+
+
+def test_equal_values_can_be_drawn(line: Line, tmp_path: Path) -> None:
+    draw_maps(accuracy_maps([line(1, 10, 1.0, 1.0)]), "val", tmp_path / "map.svg")
+    assert "100.0" in texts(tmp_path / "map.svg")

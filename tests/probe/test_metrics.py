@@ -1,0 +1,130 @@
+"""Accuracies against their formulas written out, intervals against simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from diffssl.probe import classification_metrics, hits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+NAMES = {"top1", "top5", "mean_per_class"}
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Scores of few distinct values, so that ties are common, and labels that leave classes out."""
+    n, classes = draw(st.integers(1, 30)), draw(st.integers(2, 9))
+    values = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0])
+    scores = draw(st.lists(st.lists(values, min_size=classes, max_size=classes), min_size=n, max_size=n))
+    labels = draw(st.lists(st.integers(0, classes - 1), min_size=n, max_size=n))
+    return np.array(scores), np.array(labels)
+
+
+def written_out_hit(scores: NDArray[np.float64], label: int, k: int) -> bool:
+    """Sort the classes by score, the lower number first among equals, and look whether the label is among the first k."""
+    ranked = sorted(range(len(scores)), key=lambda c: (-scores[c], c))
+    return label in ranked[:k]
+
+
+@given(scored(), st.integers(1, 6))
+def test_hits_are_those_of_sorting(data: tuple[NDArray[np.float64], NDArray[np.int64]], k: int) -> None:
+    scores, labels = data
+    expected = [written_out_hit(row, int(label), k) for row, label in zip(scores, labels, strict=True)]
+    assert hits(scores, labels, k).tolist() == expected
+
+
+@given(scored())
+def test_the_first_hit_is_argmax(data: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
+    scores, labels = data
+    assert hits(scores, labels, 1).tolist() == (scores.argmax(axis=1) == labels).tolist()
+
+
+@settings(max_examples=60)
+@given(scored())
+def test_metrics_are_their_formulas(data: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
+    scores, labels = data
+    first = [written_out_hit(row, int(label), 1) for row, label in zip(scores, labels, strict=True)]
+    fifth = [written_out_hit(row, int(label), 5) for row, label in zip(scores, labels, strict=True)]
+    by_class = [
+        np.mean([hit for hit, label in zip(first, labels, strict=True) if label == c]) for c in sorted(set(labels.tolist()))
+    ]
+    result = classification_metrics(scores, labels, np.random.default_rng(0))
+    assert set(result) == NAMES | {f"{name}_{end}" for name in NAMES for end in ("low", "high")}
+    assert result["top1"] == pytest.approx(sum(first) / len(labels), abs=1e-12)
+    assert result["top5"] == pytest.approx(sum(fifth) / len(labels), abs=1e-12)
+    assert result["mean_per_class"] == pytest.approx(float(np.mean(by_class)), abs=1e-12)
+    for name in NAMES:
+        assert 0 <= result[f"{name}_low"] <= result[f"{name}_high"] <= 1
+
+
+def test_fewer_than_five_classes_are_all_among_the_first_five() -> None:
+    scores = np.random.default_rng(0).normal(size=(50, 3))
+    result = classification_metrics(scores, np.arange(50) % 3, np.random.default_rng(0))
+    assert (result["top5"], result["top5_low"], result["top5_high"]) == (1, 1, 1)
+    assert 0 < result["top1"] < 1
+
+
+def test_rare_classes_weigh_as_much_as_common_ones() -> None:
+    labels = np.array([0] * 90 + [1] * 10)
+    scores = np.eye(2)[np.zeros(100, dtype=int)]  # always the first class
+    result = classification_metrics(scores, labels, np.random.default_rng(0))
+    assert (result["top1"], result["mean_per_class"]) == (0.9, 0.5)
+
+
+def test_perfect_scores_have_an_interval_of_no_width() -> None:
+    labels = np.arange(40) % 8
+    result = classification_metrics(np.eye(8)[labels], labels, np.random.default_rng(0))
+    assert all(value == 1 for value in result.values())
+
+
+def test_the_same_generator_gives_the_same_interval() -> None:
+    scores = np.random.default_rng(0).normal(size=(97, 7))
+    labels = np.arange(97) % 7
+    one, same, other = (classification_metrics(scores, labels, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert one == same
+    assert one != other
+
+
+def simulated(rng: np.random.Generator, n: int, accuracy: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Scores of a classifier with a known accuracy for each class."""
+    labels = rng.integers(len(accuracy), size=n)
+    right = rng.random(n) < accuracy[labels]
+    predicted = np.where(right, labels, (labels + 1) % len(accuracy))
+    return np.eye(len(accuracy))[predicted], labels
+
+
+def test_the_interval_covers_the_true_accuracy_19_times_in_20() -> None:
+    rng = np.random.default_rng(0)
+    accuracy = np.array([0.9, 0.7, 0.5])
+    covered = {"top1": 0, "mean_per_class": 0}
+    for _ in range(600):
+        result = classification_metrics(*simulated(rng, 300, accuracy), rng)
+        for name in covered:
+            covered[name] += result[f"{name}_low"] <= accuracy.mean() <= result[f"{name}_high"]
+    for times in covered.values():
+        assert 0.92 <= times / 600 <= 0.98
+
+
+def test_the_interval_is_that_of_resampling_rows() -> None:
+    rng = np.random.default_rng(0)
+    n, classes = 250, 8
+    labels = rng.integers(classes, size=n)
+    scores = rng.normal(size=(n, classes)) + 1.5 * np.eye(classes)[labels]
+    result = classification_metrics(scores, labels, rng)
+    first, fifth = hits(scores, labels, 1), hits(scores, labels, 5)
+    drawn: dict[str, list[float]] = {name: [] for name in NAMES}
+    for _ in range(4000):
+        rows = rng.integers(n, size=n)
+        own = labels[rows]
+        drawn["top1"].append(first[rows].mean())
+        drawn["top5"].append(fifth[rows].mean())
+        drawn["mean_per_class"].append(float(np.mean([first[rows][own == c].mean() for c in np.unique(own)])))
+    for name, values in drawn.items():
+        # The 2.5 % quantile of 2000 normal draws has a deviation of 0.06 sigma, and accuracies are multiples of 1 / n.
+        tolerance = 0.25 * float(np.std(values)) + 1 / n
+        low, high = np.quantile(values, [0.025, 0.975])
+        assert result[f"{name}_low"] == pytest.approx(low, abs=tolerance)
+        assert result[f"{name}_high"] == pytest.approx(high, abs=tolerance)
+        assert high - low > 3 * tolerance  # or the comparison would show nothing

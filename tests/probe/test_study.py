@@ -1,0 +1,378 @@
+"""Probing runs from store to table: what a line holds, what is skipped, what is selected, what survives a kill."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffssl.probe.data
+import diffssl.probe.study
+import numpy as np
+import pytest
+from diffssl.probe import NothingToProbe, ProbeSpec, Results, make_protocol
+from diffssl.probe.data import SettingData
+from diffssl.probe.study import probe
+from diffssl.store import FeatureKey, FeatureStore
+from numpy.typing import NDArray
+
+MakeStore = Callable[..., FeatureStore]
+
+GRID = [FeatureKey(1, 10, 1), FeatureKey(1, 90, 2), FeatureKey(2, 10, 1), FeatureKey(2, 90, 1)]
+KEY = GRID[0]
+HEADS = ("linear", "mlp", "logreg")
+
+
+def spec(store: FeatureStore, heads: str = "linear", **options: Any) -> ProbeSpec:
+    small = {"steps": 20, "batch_size": 64, "hidden": (16,), "device": "cpu"}
+    return ProbeSpec(Path(store.path), heads.split(","), **{**small, **options})
+
+
+def run(store: FeatureStore, heads: str = "linear", **options: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    lines: list[str] = []
+    return probe(spec(store, heads, **options), lines.append), lines
+
+
+def numbers(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Results by key, without what a clock or a machine decides."""
+    return {result["key"]: {k: v for k, v in result.items() if k not in ("seconds", "versions")} for result in results}
+
+
+def settings(results: list[dict[str, Any]]) -> set[tuple[int, int, int]]:
+    return {(result["block"], result["timestep"], result["pool"]) for result in results}
+
+
+# What a line holds
+
+
+@pytest.fixture
+def store(make_store: MakeStore) -> FeatureStore:
+    return make_store({"train": 300, "test": 200}, GRID, classes=6, separation=3.0)
+
+
+def test_every_fit_is_a_line_with_the_whole_truth(store: FeatureStore) -> None:
+    results, _ = run(store, ",".join(HEADS), seeds=2)
+    assert len(results) == len(GRID) * 5  # logreg once
+    assert results == sorted(Results(spec(store).results).read(), key=results.index)
+    assert Counter((result["head"], result["seed"]) for result in results) == {
+        (head, seed): 4 for head in HEADS for seed in range(1 if head == "logreg" else 2)
+    }
+    assert settings(results) == {(key.block, key.timestep, key.pool) for key in GRID}
+    protocol = make_protocol(store, GRID, None)
+    for result in results:
+        assert result["feature_id"] == store.feature_id
+        assert result["data_id"] == {split: store.data_id(split) for split in ("test", "train")}
+        assert (result["n_train"], result["n_select"], result["n_test"]) == (300, len(protocol.select["train"]), 200)
+        assert (result["classes"], result["draw"], result["crop"]) == (6, 0, 0)
+        for name in ("top1", "top5", "mean_per_class"):
+            assert 0 <= result[f"test_{name}_low"] <= result[f"test_{name}"] <= result[f"test_{name}_high"] <= 1
+        assert result["test_top1"] <= result["test_top5"]
+        assert 0 <= result["val_top1"] <= 1
+        assert result["val_top1"] == max(result["val_top1_grid"])
+        assert result["specification"]["head"] == result["head"]
+        assert result["specification"]["refit"] is True
+        assert result["notes"] == list(protocol.notes)
+        assert {"diffssl", "python", "numpy", "torch", "scikit-learn"} <= set(result["versions"])
+        assert result["seconds"] > 0
+        assert ("C" in result) == (result["head"] == "logreg") != ("learning_rate" in result)
+        assert result["test_top1"] * 200 == pytest.approx(round(result["test_top1"] * 200), abs=1e-9)
+
+
+def test_accuracy_is_far_above_chance_and_depends_on_the_setting(store: FeatureStore) -> None:
+    results, _ = run(store, "linear,logreg", steps=100)
+    assert all(result["test_top1"] > 0.5 for result in results)
+    assert len({result["test_top1"] for result in results}) > 2
+
+
+def test_what_was_used_is_printed_and_the_best_setting_named(store: FeatureStore) -> None:
+    results, lines = run(store, "linear")
+    assert lines[0] == f"store {store.path}: 4 settings, heads linear, results in {spec(store).results}"
+    for note in make_protocol(store, GRID, None).notes:
+        assert note in lines
+    best = max(results, key=lambda result: float(result["val_top1"]))
+    assert lines[-1].startswith(
+        f"best by val: linear on block {best['block']}, timestep {best['timestep']}, pool {best['pool']}"
+    )
+
+
+def test_logreg_says_that_seeds_do_not_matter(store: FeatureStore) -> None:
+    _, lines = run(store, "logreg", seeds=3, blocks={1: {1}}, timesteps=[10])
+    assert "logreg has no randomness and is fitted once" in lines
+
+
+@pytest.mark.parametrize("split", ["train and test", "val", "all"])
+def test_every_kind_of_store_can_be_probed(make_store: MakeStore, split: str) -> None:
+    rows = {"train and test": {"train": 200, "test": 80}, "val": {"train": 200, "val": 80}, "all": {"all": 280}}[split]
+    results, lines = run(make_store(rows), "linear,logreg")
+    assert len(results) == 2
+    assert all(result["n_train"] + result["n_test"] == 280 for result in results)
+    assert any(("since there is no test" in line) == (split == "val") for line in lines if line.startswith("test:"))
+
+
+def test_without_refit_the_held_out_rows_are_not_trained_on(store: FeatureStore) -> None:
+    (with_refit,), _ = run(store, "linear", blocks={1: {1}}, timesteps=[10])
+    (without,), _ = run(store, "linear", blocks={1: {1}}, timesteps=[10], refit=False)
+    assert without["n_train"] == with_refit["n_train"] - with_refit["n_select"]
+    assert without["specification"]["refit"] is False
+    assert without["key"] != with_refit["key"]
+
+
+# What is skipped
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
+    """Every fit that is made: setting, head, seed."""
+    made: list[tuple[str, str, int]] = []
+    fit = diffssl.probe.study._fit
+
+    def watch(specification: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        made.append((specification["setting"], specification["head"], specification["seed"]))
+        return fit(specification, *rest)
+
+    monkeypatch.setattr(diffssl.probe.study, "_fit", watch)
+    return made
+
+
+def test_a_second_run_fits_nothing_and_says_so(store: FeatureStore, fits: list[Any]) -> None:
+    first, lines = run(store, "linear,logreg")
+    assert len(fits) == 8
+    assert not any("there already" in line for line in lines)
+    second, lines = run(store, "linear,logreg")
+    assert len(fits) == 8
+    assert "8 of 8 fits are there already" in lines
+    assert second == first
+    assert len(Results(spec(store).results).read()) == 8
+
+
+def test_only_what_is_new_is_fitted(store: FeatureStore, fits: list[Any]) -> None:
+    run(store, "linear", blocks={1: set()})
+    fits.clear()
+    run(store, "linear,mlp", blocks={1: set()}, seeds=2)
+    settings = [key.path for key in GRID if key.block == 1]
+    assert sorted(fits) == sorted(
+        (path, head, seed) for path in settings for head, seed in (("linear", 1), ("mlp", 0), ("mlp", 1))
+    )
+    fits.clear()
+    run(store, "linear", seeds=2)
+    assert sorted(fits) == sorted((key.path, "linear", seed) for key in GRID if key.block == 2 for seed in (0, 1))
+
+
+@pytest.mark.parametrize("change", [{"steps": 21}, {"limit": 150}, {"refit": False}, {"weight_decay": 0.5}], ids=str)
+def test_what_changes_a_fit_makes_it_again(store: FeatureStore, fits: list[Any], change: dict[str, Any]) -> None:
+    one = {"blocks": {1: {1}}, "timesteps": [10]}
+    run(store, "linear", **one)
+    run(store, "linear", **one, **change)
+    assert len(fits) == 2
+    run(store, "linear", **one)
+    assert len(fits) == 2
+
+
+def test_a_fit_that_was_cut_short_is_made_again(store: FeatureStore, fits: list[Any]) -> None:
+    first, _ = run(store, "linear")
+    (path,) = spec(store).results.iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    fits.clear()
+    again, _ = run(store, "linear")
+    assert fits == [(GRID[-1].path, "linear", 0)]
+    assert numbers(again) == numbers(first)
+
+
+def test_a_fit_does_not_depend_on_what_was_fitted_before(store: FeatureStore, tmp_path: Path) -> None:
+    together, _ = run(store, ",".join(HEADS), blocks={2: set()}, seeds=2)
+    alone, _ = run(store, "mlp", blocks={2: {1}}, timesteps=[90], seeds=2, out=tmp_path / "alone.results")
+    assert len(alone) == 2
+    assert numbers(alone).items() <= numbers(together).items()
+
+
+def test_the_same_run_gives_the_same_numbers_bit_for_bit(store: FeatureStore, tmp_path: Path) -> None:
+    one, two = (run(store, ",".join(HEADS), blocks={1: {2}}, out=tmp_path / name)[0] for name in ("one", "two"))
+    assert numbers(one) == numbers(two)
+
+
+def test_seeds_differ(store: FeatureStore) -> None:
+    results, lines = run(store, "linear", seeds=4, blocks={1: {1}}, timesteps=[10], steps=5)
+    assert len({json.dumps(result["val_top1_grid"]) + str(result["test_top1"]) for result in results}) > 1
+    assert "sd over 4 seeds" in lines[-2]
+
+
+# What is selected
+
+
+@pytest.fixture
+def small_map(make_store: MakeStore) -> FeatureStore:
+    """Block 1 has a 4 x 4 map, stored at 1, 2 and 4; block 3 a 2 x 2 map, stored at 1 and 2."""
+    keys = [FeatureKey(block, t, pool) for block, pools in ((1, (1, 2, 4)), (3, (1, 2))) for t in (10, 90) for pool in pools]
+    return make_store({"train": 100, "test": 60}, keys, sizes=(4, 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ({}, {(1, 1), (1, 2), (1, 4), (3, 1), (3, 2)}),
+        ({"blocks": {3: set()}}, {(3, 1), (3, 2)}),
+        ({"pools": [1]}, {(1, 1), (3, 1)}),
+        ({"pools": [4]}, {(1, 4), (3, 2)}),
+        ({"pools": [16]}, {(1, 4), (3, 2)}),
+        ({"pools": ["full"]}, {(1, 4), (3, 2)}),
+        ({"pools": [2, "full"]}, {(1, 2), (1, 4), (3, 2)}),
+        ({"blocks": {1: {1}, 3: {"full"}}}, {(1, 1), (3, 2)}),
+        ({"blocks": {1: {2}, 3: set()}, "pools": [1]}, {(1, 2), (3, 1)}),
+        ({"blocks": {3: {8}}, "pools": [1]}, {(3, 2)}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("timesteps", [None, [90]], ids=str)
+def test_selections_resolve_as_extraction_does(
+    small_map: FeatureStore, selection: dict[str, Any], expected: set[tuple[int, int]], timesteps: list[int] | None
+) -> None:
+    chosen = diffssl.probe.study.select_keys(small_map, spec(small_map, timesteps=timesteps, **selection))
+    assert len(chosen) == len(set(chosen))
+    assert set(chosen) == {FeatureKey(block, t, pool) for block, pool in expected for t in timesteps or (10, 90)}
+
+
+@pytest.mark.parametrize(
+    ("selection", "named"),
+    [
+        ({"blocks": {2: set()}}, "no blocks 2 "),
+        ({"blocks": {99: set(), 1: set()}}, "no blocks 99 "),
+        ({"timesteps": [10, 50]}, "no timesteps 50 "),
+        ({"pools": [3], "blocks": {1: set()}}, "3"),
+        ({"pools": [1, 3]}, "3"),
+        ({"blocks": {1: {1, 3}}}, "3"),
+    ],
+    ids=str,
+)
+def test_what_the_store_does_not_have_is_named_beside_what_it_has(
+    small_map: FeatureStore, selection: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(NothingToProbe) as caught:
+        diffssl.probe.study.select_keys(small_map, spec(small_map, **selection))
+    told, _, has = str(caught.value).partition("it has")
+    assert named in told
+    assert "blocks 1 x timesteps 10,90 x pools 1,2,4" in has
+    assert "blocks 3 x timesteps 10,90 x pools 1,2" in has
+
+
+def test_a_setting_that_one_split_lacks_is_not_probed(make_store: MakeStore) -> None:
+    make_store({"train": 100, "test": 60}, [KEY])
+    store = make_store({"train": 100}, [FeatureKey(2, 50, 1)])
+    assert settings(run(store)[0]) == {(KEY.block, KEY.timestep, KEY.pool)}
+
+
+def test_every_draw_of_the_noise_is_a_setting(make_store: MakeStore) -> None:
+    store = make_store({"train": 100, "test": 60}, [KEY, FeatureKey(1, 10, 1, draw=1)])
+    assert sorted(result["draw"] for result in run(store)[0]) == [0, 1]
+
+
+# What a number means
+
+
+@pytest.fixture
+def gaussian(make_store: MakeStore) -> FeatureStore:
+    return make_store(
+        {"train": 2000, "test": 500}, [FeatureKey(1, 10, 2)], classes=10, channels=16, separation=2.5, row_block=256
+    )
+
+
+@pytest.mark.parametrize("data", ["digits", "gaussian"])
+def test_the_linear_head_is_as_accurate_as_logistic_regression(request: pytest.FixtureRequest, data: str) -> None:
+    """With the options that the command line has by default."""
+    store: FeatureStore = request.getfixturevalue(data)
+    results = probe(ProbeSpec(Path(store.path), ["linear", "logreg"]), lambda _: None)
+    by_head = {result["head"]: result for result in results}
+    logreg = by_head["logreg"]
+    assert logreg["test_top1_low"] <= by_head["linear"]["test_top1"] <= logreg["test_top1_high"]
+    assert logreg["test_top1_high"] - logreg["test_top1_low"] < 0.1
+    assert logreg["test_top1"] > 0.5
+
+
+def test_the_best_of_many_settings_is_no_better_than_chance_on_shuffled_labels(make_store: MakeStore) -> None:
+    """The reported interval contains chance 19 times in 20, though the best was picked among 30 settings by val."""
+    keys = [FeatureKey(1, timestep, 1) for timestep in range(30)]
+    reported, picked_by_test = 0, 0
+    for seed in range(6):
+
+        def shuffled(split: str, labels: NDArray[np.int32], seed: int = seed) -> NDArray[np.int32]:
+            return np.random.default_rng([seed, len(split)]).permutation(labels)
+
+        store = make_store({"train": 240, "test": 400}, keys, relabel=shuffled, row_block=512, seed=seed, name=f"{seed}.zarr")
+        results, lines = run(store, "linear", learning_rates=(1e-2, 3e-2), steps=5, batch_size=216)
+        by_val = max(results, key=lambda result: float(result["val_top1"]))
+        assert f"timestep {by_val['timestep']}," in lines[-1]
+        assert f"[{by_val['test_top1_low']:.4f}, {by_val['test_top1_high']:.4f}]" in lines[-1]
+        reported += by_val["test_top1_low"] <= 0.25 <= by_val["test_top1_high"]
+        by_test = max(results, key=lambda result: float(result["test_top1"]))
+        picked_by_test += by_test["test_top1_low"] <= 0.25 <= by_test["test_top1_high"]
+    assert reported >= 5  # 5.7 are expected
+    assert picked_by_test <= 3  # so that it shows what choosing by the test rows would do
+
+
+# Memory
+
+
+def test_memory_does_not_grow_with_the_rows(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    channels = 256
+    monkeypatch.setattr(diffssl.probe.study, "SettingData", functools.partial(SettingData, memory=0))
+    monkeypatch.setattr(diffssl.probe.data, "_BUFFER_BYTES", 512 * 4 * channels)
+
+    def peak(n: int) -> int:
+        store = make_store({"train": n, "test": n}, channels=channels, name=f"{n}.zarr", row_block=256)
+        tracemalloc.start()
+        run(store, "linear", steps=2 * n // 64)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    few, many = peak(1024), peak(10240)
+    features = 2 * (10240 - 1024) * channels * 2  # bytes that were added to the store
+    assert many - few < 0.2 * features
+
+
+# Processes
+
+
+NO_BACKBONE = """
+import sys
+sys.modules["guided_diffusion"] = sys.modules["diffssl.extract"] = None  # importing them fails
+from diffssl.probe.cli import main
+main()
+"""
+
+
+def test_a_killed_run_goes_on_without_a_backbone_and_ends_as_one_that_was_not_killed(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store({"train": 150, "test": 100}, [FeatureKey(1, timestep, 1) for timestep in range(4)])
+    arguments = [sys.executable, "-c", NO_BACKBONE, "--store", store.path, "--device", "cpu"]
+    arguments += ["--head", "linear,mlp,logreg", "--steps", "100", "--hidden", "16"]
+    folder = tmp_path / "feats.results"
+    killed = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(4000):
+        if sum(path.read_bytes().count(b"\n") for path in folder.glob("*.jsonl")) >= 2 or killed.poll() is not None:
+            break
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL  # it was at work, and had not failed or ended
+    before = Results(folder).read()
+    assert 2 <= len(before) < 12
+
+    again = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(before)} of 12 fits are there already" in again.stdout
+    after = Results(folder).read()
+    assert [result for result in after if result in before] == before
+    found = [json.loads(line)["key"] for path in folder.iterdir() for line in path.read_bytes().split(b"\n")[:-1]]
+    assert sorted(Counter(found).values()) == [1] * 12
+
+    whole, lines = run(store, ",".join(HEADS), steps=100, batch_size=256, out=tmp_path / "whole")
+    assert numbers(whole) == numbers(after)
+    assert lines[-14:] == again.stdout.splitlines()[-14:]

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from diffssl.store import FeatureKey, FeatureStore, StoreNotFound
+from diffssl.store.cli import group, main, run
+
+Build = Callable[..., FeatureStore]
+
+SHARD = "train/features/b2/p2/t90/c.1.0.0.0"
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(group, list(arguments))
+
+
+def test_info(small: FeatureStore) -> None:
+    result = invoke("info", small.path)
+    lines = result.output.splitlines()
+    assert result.exit_code == 0
+    assert lines[0] == f"store       {small.path}"
+    assert lines[2] == f"feature_id  {small.feature_id}"
+    assert "classes     2: cat, dog" in lines
+    assert lines[-1] == "  blocks 2 x timesteps 10,90 x pools 2"
+
+
+def test_info_of_the_default_store(small: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(small.path).parent)
+    result = invoke("info")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0] == "store       feats.zarr"
+
+
+def test_status_of_a_complete_store(small: FeatureStore) -> None:
+    result = invoke("status", small.path)
+    assert result.exit_code == 0
+    assert result.output.splitlines()[4:] == [
+        "train: 10 rows",
+        "  b1/p1/t10               10 of 10 rows  100.0%  complete",
+        "  b2/p2/t10               10 of 10 rows  100.0%  complete",
+        "  b2/p2/t90               10 of 10 rows  100.0%  complete",
+    ]
+
+
+def test_status_of_an_incomplete_store(tmp_path: Path, build: Build) -> None:
+    store = build(tmp_path / "feats.zarr", splits={"train": 10}, keys=[FeatureKey(2, 90, 2)], row_blocks=[0])
+    result = invoke("status", store.path)
+    assert result.exit_code == 1
+    assert result.output == "train: 10 rows\n  b2/p2/t90                4 of 10 rows   40.0%  2 row blocks missing\n"
+
+
+def test_verify_of_a_sound_store(small: FeatureStore) -> None:
+    result = invoke("verify", small.path)
+    assert result.exit_code == 0
+    assert result.stdout == "15 shards in 10 commits read: no damaged\n"
+
+
+def test_verify_of_a_damaged_store(store: FeatureStore) -> None:
+    (Path(store.path) / SHARD).unlink()
+    file = Path(store.path) / SHARD.replace("t90", "t10")
+    file.write_bytes(file.read_bytes()[:100])
+    result = invoke("verify", store.path)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        "train: row block 1, block 2, timestep 10, pool 2: the file is cut short: 184 bytes wanted, 100 there "
+        "(train/features/b2/p2/t10/c.1.0.0.0)",
+        "train: row block 1, block 2, timestep 90, pool 2: the file is missing (train/features/b2/p2/t90/c.1.0.0.0)",
+        "15 shards in 10 commits read: 2 damaged",
+    ]
+
+
+@pytest.mark.parametrize("command", ["info", "status", "verify"])
+def test_no_store(tmp_path: Path, command: str) -> None:
+    result = invoke(command, str(tmp_path / "none.zarr"))
+    assert isinstance(result.exception, StoreNotFound)  # main turns it into one line
+
+
+def test_help_and_version() -> None:
+    assert invoke("--version").output.startswith("group, version ")
+    listed = invoke("--help").output
+    assert all(f"  {command} " in listed for command in ("info", "status", "verify"))
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """``run`` is made for a process of its own and takes SIGTERM; give it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_signals")
+class TestProgram:
+    def test_an_error_of_diffssl_is_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["diffssl-store", "info", str(tmp_path / "none.zarr")])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err == f"Error: {tmp_path}/none.zarr: there is no feature store here; diffssl-extract makes one\n"
+
+    @pytest.mark.parametrize(("damaged", "code"), [(False, 0), (True, 1)])
+    def test_exit_code_of_verify(
+        self, store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damaged: bool, code: int
+    ) -> None:
+        if damaged:
+            (Path(store.path) / SHARD).unlink()
+        monkeypatch.setattr(sys, "argv", ["diffssl-store", "verify", store.path])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == code
+        assert capsys.readouterr().out.endswith(f"15 shards in 10 commits read: {code or 'no'} damaged\n")
+
+    @pytest.mark.parametrize("arguments", [["drain"], ["info", "a", "b"], ["info", "--deep"]])
+    def test_bad_options_exit_2(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["diffssl-store", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        assert "Usage: " in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("raised", "code", "text"),
+        [
+            (StoreNotFound("a.zarr", "gone"), 1, "Error: a.zarr: gone\n"),
+            (click.ClickException("odd"), 1, "Error: odd\n"),
+            (KeyboardInterrupt(), 130, "Error: run it again to go on\n"),
+            (click.Abort(), 130, "Error: run it again to go on\n"),
+        ],
+    )
+    def test_ends_of_a_command(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        raised: BaseException,
+        code: int,
+        text: str,
+    ) -> None:
+        @click.command()
+        def command() -> None:
+            raise raised
+
+        monkeypatch.setattr(sys, "argv", ["command"])
+        with pytest.raises(SystemExit) as caught:
+            run(command, "run it again to go on")
+        assert caught.value.code == code
+        assert capsys.readouterr().err.lstrip("\n") == text
+
+    def test_a_bug_keeps_its_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        @click.command()
+        def command() -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(sys, "argv", ["command"])
+        with pytest.raises(RuntimeError, match="a bug"):
+            run(command)
+
+    def test_sigterm_stops_as_ctrl_c_does(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        cleaned: list[bool] = []
+
+        @click.command()
+        def command() -> None:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            finally:
+                cleaned.append(True)
+
+        monkeypatch.setattr(sys, "argv", ["command"])
+        with pytest.raises(SystemExit) as caught:
+            run(command)
+        assert caught.value.code == 130
+        assert cleaned == [True]
+        assert capsys.readouterr().err.lstrip("\n") == "Error: stopped\n"
+
+
+def test_the_installed_command(small: FeatureStore) -> None:
+    """No torch is needed to look after a store."""
+    code = "import sys; from diffssl.store.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, "verify", small.path], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "15 shards in 10 commits read: no damaged\n")
+    assert "Error" not in done.stderr

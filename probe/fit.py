@@ -39,8 +39,9 @@ def fit_torch_head(
     """Fit ``linear`` or ``mlp``, choosing the learning rate; ``seed`` is of the start and the order of rows."""
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device)
     hidden = tuple(spec.hidden) if head == "mlp" else ()
-    options = TrainOptions(hidden, spec.steps, spec.batch_size, spec.weight_decay, device)
-    rates = list(spec.learning_rates)
+    chosen = spec.head_options(head)
+    options = TrainOptions(hidden, chosen["steps"], spec.batch_size, spec.weight_decay, device)
+    rates: list[float] = chosen["learning_rates"]
     model = train_head(data, protocol.fit, moments, classes, rates, options, seed)
     logits, labels = score_head(model, data, protocol.select, moments, device)
     accuracies = [float(hits(copy, labels, 1).mean()) for copy in logits]

@@ -12,6 +12,10 @@ HEADS = ("linear", "mlp", "logreg")
 # One value a decade, 1e-6 to 1e5.
 C_GRID = tuple(10.0**power for power in range(-6, 6))
 
+# Standardised features of a few dozen channels are badly conditioned: a linear head on them wants large rates.
+LEARNING_RATES = {"linear": (1e-2, 3e-2, 1e-1, 3e-1, 1.0), "mlp": (3e-4, 1e-3, 3e-3, 1e-2)}
+STEPS = {"linear": 2000, "mlp": 1000}
+
 
 @dataclass(frozen=True)
 class ProbeSpec:
@@ -27,8 +31,8 @@ class ProbeSpec:
         limit: only the first so many rows of every split; None for those the extraction was asked for.
         refit: fit again on train and held-out rows with what was chosen.
         out: folder of results; None for the store's name with ``.results``.
-        learning_rates: tried together by the torch heads.
-        steps: optimiser steps of the torch heads.
+        learning_rates: tried together by the torch heads; None for ``LEARNING_RATES`` of the head.
+        steps: optimiser steps of the torch heads; None for ``STEPS`` of the head.
         batch_size: rows of a step.
         weight_decay: of AdamW.
         hidden: widths of the hidden layers of ``mlp``.
@@ -44,10 +48,10 @@ class ProbeSpec:
     limit: int | None = None
     refit: bool = True
     out: Path | None = None
-    learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3, 1e-2)
-    steps: int = 1000
+    learning_rates: Sequence[float] | None = None
+    steps: int | None = None
     batch_size: int = 256
-    weight_decay: float = 0.01
+    weight_decay: float = 0.0
     hidden: Sequence[int] = (256,)
     device: str = "auto"
 
@@ -59,8 +63,10 @@ class ProbeSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        if not self.learning_rates or min(self.learning_rates) <= 0 or self.weight_decay < 0 or min(self.hidden) < 1:
-            raise ValueError("learning rates and hidden widths must be positive, weight decay not negative")
+        if self.learning_rates is not None and (not self.learning_rates or min(self.learning_rates) <= 0):
+            raise ValueError(f"learning rates must be positive, got {self.learning_rates}")
+        if self.weight_decay < 0 or min(self.hidden) < 1:
+            raise ValueError("hidden widths must be positive, weight decay not negative")
 
     @property
     def results(self) -> Path:
@@ -72,8 +78,8 @@ class ProbeSpec:
         if head == "logreg":
             return {"C": list(C_GRID)}
         options = {
-            "learning_rates": list(self.learning_rates),
-            "steps": self.steps,
+            "learning_rates": list(self.learning_rates or LEARNING_RATES[head]),
+            "steps": self.steps or STEPS[head],
             "batch_size": self.batch_size,
             "weight_decay": self.weight_decay,
         }

@@ -35,10 +35,11 @@ def create(path: Path | str, header: StoreHeader) -> FeatureStore:
         StoreError: the folder is in use by something else.
     """
     storage = LocalStorage(path)
-    if storage.root.is_file():
-        raise StoreError(path, "this is a file, not a feature store; choose another --store")
     if not storage.exists(ROOT):
-        strangers = [name for name in storage.names("") + storage.folders("") if name not in (JOURNAL, ROOT)]
+        try:
+            strangers = [name for name in storage.names("") + storage.folders("") if name not in (JOURNAL, ROOT)]
+        except NotADirectoryError:
+            raise StoreError(path, "a file is in the way; choose another --store") from None
         if strangers and not storage.exists(ROOT):
             raise StoreError(path, f"the folder is not empty and not a feature store (it has {strangers[0]!r})")
         storage.create(ROOT, group_document({"diffssl": header.to_json()}))

@@ -23,7 +23,7 @@ from .key import FeatureKey, grids
 from .layout import FORMAT, JOURNAL, ROOT, ArrayLayout, block_range, store_dtype
 from .rows import NO_LABEL, RowTable, ids_digest
 from .selection import format_numbers
-from .shard import DamagedShard, has_nan, read_shard
+from .shard import DamagedShard, read_shard
 from .storage import LocalStorage
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ class FeatureStore:
             labels = self._row_array(split, "label").astype(np.int32)
             if (labels < NO_LABEL).any():
                 raise CorruptStore(self.path, f"{split}/rows/label lacks data; {_RESTORE}")
+            labels.flags.writeable = False  # the one copy that all readers share
             self._labels[split] = labels
         return self._labels[split]
 
@@ -364,11 +365,6 @@ class FeatureStore:
             except DamagedShard as error:
                 block = rows.start // self.header.row_block
                 raise CorruptStore(self.path, f"row block {block} of {split}, {key}: {error} ({name}); {_RESTORE}") from None
-        if len(within) < len(layout.shard_range(shard)):  # not every chunk was read: the commit's checksum proves nothing
-            good = np.ones(len(rows), dtype=bool)
-            good[[row - rows.start for row in self.journal.left_out(split, key) if row in rows]] = False
-            if has_nan(out if good.all() else out[good]):
-                raise CorruptStore(self.path, f"rows {rows.start} to {rows.stop - 1} of {split}, {key} are NaN in part")
 
     def committed(self, key: FeatureKey, split: str, shard: int) -> set[str]:
         """Checksums that a shard may have by the journal; none if its row block is not committed."""
@@ -406,10 +402,9 @@ class FeatureStore:
         count = sum(min((block + 1) * size, rows.stop) - max(block * size, rows.start) for block in absent)
         first = absent[0] * size
         command = self.journal.command(split, key) or "diffssl-extract, with the options that made it"
-        return (
-            f"{count} of {len(rows)} rows of {split}, {key}, are not committed yet. Complete them with:\n  {command}\n"
-            f"or ask for the committed rows alone: the first {first} (--limit {first}, rows=slice({first}))"
-        )
+        text = f"{count} of {len(rows)} rows of {split}, {key}, are not committed yet. Complete them with:\n  {command}"
+        alone = f"\nor ask for the committed rows alone: the first {first} (--limit {first}, rows=slice({first}))"
+        return text + (alone if first else "")
 
 
 _RESTORE = "restore it from a copy, or remove the commits that name it and run the extraction again"

@@ -49,6 +49,8 @@ def parse_blocks(text: str) -> dict[int, set[int | str]]:
     for item in text.split(","):
         numbers, at, pools = item.strip().partition("@")
         for block in parse_numbers(numbers):
+            if block in blocks and bool(blocks[block]) != bool(at):
+                raise ValueError(f"block {block} is given with and without pools of its own in {text!r}; name all its pools")
             blocks.setdefault(block, set()).update(parse_pools(pools) if at else ())
     if 0 in blocks:
         raise ValueError(f"blocks are numbered from 1, got {text!r}")

@@ -46,6 +46,15 @@ TINY = {
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread, like the processes that tests start: batches are small, and the cores belong to others too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _blocks_measured_once() -> Iterator[None]:
     """The block table is a pure function of the configuration and takes a second: one measurement of each is enough."""
     tables: dict[str, list[Block]] = {}
@@ -234,15 +243,16 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start ``diffssl-extract`` as a process of its own, in a folder of the test.
 
-    With ``gate``, the process imports everything first and starts when that file appears. What it prints is in the files
-    ``<name>.out`` and ``<name>.err`` of the folder. Whatever is still running at the end of the test is killed.
+    With ``gate``, the process imports everything first, makes the file ``<name>.ready`` and starts when the gate appears.
+    What it prints is in ``<name>.out`` and ``<name>.err``. Whatever is still running at the end of the test is killed.
     """
     running: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: str, name: str = "run", gate: Path | None = None) -> subprocess.Popen[str]:
         code = "import sys; from diffssl.extract.cli import main; "
         if gate is not None:
-            code += f"import time, pathlib, diffssl.extract.pipeline, diffssl.extract.adm; gate = pathlib.Path({str(gate)!r})\n"
+            code += "import time, pathlib, diffssl.extract.pipeline, diffssl.extract.adm\n"
+            code += f"pathlib.Path({f'{name}.ready'!r}).touch(); gate = pathlib.Path({str(gate)!r})\n"
             code += "while not gate.exists(): time.sleep(0.001)\n"
         with (tmp_path / f"{name}.out").open("w") as out, (tmp_path / f"{name}.err").open("w") as err:
             process = subprocess.Popen(

@@ -288,7 +288,7 @@ def test_one_wrong_byte_in_the_data(photo: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize(("width", "height"), [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (10_000, 10_000), (MAX_PIXELS + 1, 1)])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bomb(width: int, height: int) -> None:
-    with pytest.raises(UndecodableImage, match="pixels|large|exceed"):
+    with pytest.raises(UndecodableImage, match=r"pixels|large|exceed"):
         decode(png_header(width, height), 32)
 
 

@@ -58,12 +58,12 @@ def test_images_without_a_label_are_counted(tmp_path: Path) -> None:
 def test_an_empty_label_is_no_class(tmp_path: Path) -> None:
     """A table that is filled in half: an empty cell is no label, or an error, but never a class without a name."""
     path = table(tmp_path, "file,label\na.png,cat\nb.png,\nç.png,  \n")
+    found: object
     try:
-        labels = label_table(path, FILES)[0]
+        found = label_table(path, FILES)[0]
     except DataError as error:
-        assert "line 3" in str(error)
-    else:
-        assert labels == ["cat", None, None]
+        found = "line 3" in str(error)
+    assert found in (["cat", None, None], True)
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,7 @@ def test_in_the_plan(make_spec: MakeSpec) -> None:
 
 
 @pytest.mark.parametrize("measure", [False, True])
-def test_nothing_left_to_measure(
-    make_spec: MakeSpec, run_extract: Callable[[ExtractSpec], object], measure: bool
-) -> None:
+def test_nothing_left_to_measure(make_spec: MakeSpec, run_extract: Callable[[ExtractSpec], object], measure: bool) -> None:
     run_extract(make_spec(limit=16))
     lines: list[str] = []
     show_plan(prepare(make_spec(limit=16), lambda _: None), measure, lines.append)

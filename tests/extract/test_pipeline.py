@@ -65,7 +65,9 @@ class Straight:
         self.photos = photos
         self.memory_format = FORMATS[store.header.memory_format]
 
-    def activations(self, ids: list[str], timestep: int, noise: Callable[[str], NDArray[np.float32]] | None) -> dict[int, Tensor]:
+    def activations(
+        self, ids: list[str], timestep: int, noise: Callable[[str], NDArray[np.float32]] | None
+    ) -> dict[int, Tensor]:
         """Float32 activation of every block for one batch."""
         pixels = np.stack([decode((self.photos / name).read_bytes(), 32) for name in ids])
         x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32)) / 127.5 - 1
@@ -251,9 +253,7 @@ class Rig:
         self.reads: list[tuple[str, int]] = []
         self.commits: list[str] = []
         self.progress: list[int] = []
-        self.splits = {
-            name: replace(split, read=self._counted(name, split.read)) for name, split in job.data.splits.items()
-        }
+        self.splits = {name: replace(split, read=self._counted(name, split.read)) for name, split in job.data.splits.items()}
 
     def _counted(self, name: str, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
         def counted(row: int) -> bytes:

@@ -155,7 +155,7 @@ def test_an_extension_is_what_is_missing(make_spec: MakeSpec, run_extract: RunEx
     assert sum((spec.store / name).stat().st_size for name in shards) < plan.bytes
 
 
-def test_a_plan_changes_nothing(tmp_path: Path, make_spec: MakeSpec, run_extract: RunExtract, files_of: FilesOf) -> None:
+def test_a_plan_changes_nothing(tmp_path: Path, make_spec: MakeSpec, run_extract: RunExtract) -> None:
     plan_of(make_spec())
     assert not (tmp_path / "feats.zarr").exists()
     run_extract(make_spec(limit=16))

@@ -212,7 +212,7 @@ MISMATCHES: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, photos: Path, tiny: dict[str, Path], run_extract: RunExtract) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, photos: Path, tiny: dict[str, Any], run_extract: RunExtract) -> Path:
     """A small store with every default. Tests leave it as it is."""
     path = tmp_path_factory.mktemp("made") / "feats.zarr"
     spec = ExtractSpec(
@@ -269,9 +269,7 @@ def test_options_not_given_are_taken_from_the_store(
     second, lines = run_extract(make_spec(**{**silent, "limit": 16, "blocks": {3: set(), 5: set(), 2: set()}}))
     assert forwards(lines) == (32 if options["row_block"] == 32 else 16)
     assert second.header == first.header
-    whole, _ = run_extract(
-        make_spec(**options, limit=16, blocks={2: set()}, store=make_spec().store.with_name("whole.zarr"))
-    )
+    whole, _ = run_extract(make_spec(**options, limit=16, blocks={2: set()}, store=make_spec().store.with_name("whole.zarr")))
     key = FeatureKey(2, 90, 1)
     np.testing.assert_array_equal(second.read(key, "all"), whole.read(key, "all"))
 
@@ -282,7 +280,7 @@ def test_the_stores_checkpoint_has_to_be_given_again(made: Path, make_spec: Make
 
 
 def test_the_model_of_the_store_is_announced(
-    tmp_path: Path, make_spec: MakeSpec, run_extract: RunExtract, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    make_spec: MakeSpec, run_extract: RunExtract, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the default that a new store would have."""
     monkeypatch.setenv("DIFFSSL_CACHE", str(tiny["checkpoint"].parent))
@@ -336,9 +334,7 @@ def test_a_condition_for_an_unconditional_model_is_refused(make_spec: MakeSpec) 
     assert not make_spec().store.exists()
 
 
-def test_conditions_are_identities(
-    tmp_path: Path, make_spec: MakeSpec, run_extract: RunExtract, save_model: SaveModel
-) -> None:
+def test_conditions_are_identities(tmp_path: Path, make_spec: MakeSpec, run_extract: RunExtract, save_model: SaveModel) -> None:
     files = save_model(tmp_path / "m", {**TINY, "class_cond": True})
     values = {}
     for condition in ("none", "mean", "3"):
@@ -354,7 +350,8 @@ def test_conditions_are_identities(
 
 
 def test_unknown_settings_change_nothing(make_spec: MakeSpec) -> None:
-    for change in ({"blocks": {3: set(), 10: set()}}, {"timesteps": [90, 1000]}):
+    changes: list[dict[str, Any]] = [{"blocks": {3: set(), 10: set()}}, {"timesteps": [90, 1000]}]
+    for change in changes:
         with pytest.raises(UnknownBlock):
             extract(make_spec(**change), lambda _: None)
     assert not make_spec().store.exists()
@@ -455,7 +452,7 @@ def test_too_many_bad_samples(
 ) -> None:
     """The run ends with an error, and with everything else committed; running it again computes nothing."""
     folder, names = damaged(photos, tmp_path / "x", 3)
-    with pytest.raises(TooManyBadSamples, match="3 of 72 images.*--max-bad allows 1") as caught:
+    with pytest.raises(TooManyBadSamples, match=r"3 of 72 images.*--max-bad allows 1") as caught:
         run_extract(make_spec(data=(str(folder),)))
     assert any(name in str(caught.value) for name in names)
     store = FeatureStore.open(make_spec().store)
@@ -596,9 +593,7 @@ def test_float16_overflow_is_named(
         assert part in str(error)
     store = FeatureStore.open(make_spec().store)
     assert store.missing([FeatureKey(1, 90, 2)], "all") == [0, 1, 2, 3, 4]
-    big, _ = run_extract(
-        make_spec(**files, blocks={1: {2}, 5: set()}, store=tmp_path / "big.zarr", store_dtype="float32")
-    )
+    big, _ = run_extract(make_spec(**files, blocks={1: {2}, 5: set()}, store=tmp_path / "big.zarr", store_dtype="float32"))
     assert np.abs(big.read(FeatureKey(1, 90, 2), "all")).max() > 65504
 
 

@@ -102,9 +102,7 @@ def test_a_small_row_block_makes_small_batches() -> None:
 
 def test_batches_never_cross_a_row_block() -> None:
     with pytest.raises(ExtractError, match="--batch-size 32 is more than its 16 rows"):
-        make_header(
-            ExtractSpec(**MINIMAL, row_block=16, batch_size=32), find_model(None, None, None), data({"all": 9}), None
-        )
+        make_header(ExtractSpec(**MINIMAL, row_block=16, batch_size=32), find_model(None, None, None), data({"all": 9}), None)
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +145,7 @@ def test_classes_of_the_store_stay(there: StoreHeader) -> None:
     assert list(make_header(ExtractSpec(**MINIMAL), source, data({"all": 9}, ("cat", "zoo")), there).classes) == ["cat", "zoo"]
 
 
-def test_a_condition_is_needed_where_there_are_classes(
-    tmp_path: Path, save_model: Callable[..., dict[str, Path]]
-) -> None:
+def test_a_condition_is_needed_where_there_are_classes(tmp_path: Path, save_model: Callable[..., dict[str, Path]]) -> None:
     config = {"image_size": 16, "num_channels": 32, "channel_mult": "1", "num_res_blocks": 1, "attention_resolutions": "4"}
     source = find_model(None, *save_model(tmp_path, {**config, "class_cond": True}).values())
     with pytest.raises(ExtractError, match="--condition"):
@@ -167,7 +163,7 @@ def test_a_condition_for_an_unconditional_model_is_refused() -> None:
         check_settings(spec, make_header(spec, source, data({"all": 9}), None), source)
 
 
-def test_the_model_of_the_store(there: StoreHeader, tiny: dict[str, Path]) -> None:
+def test_the_model_of_the_store(there: StoreHeader, tiny: dict[str, Any]) -> None:
     assert pick_model(ExtractSpec(**MINIMAL), None).name == BUNDLED
     assert pick_model(ExtractSpec(**MINIMAL), there).name == BUNDLED
     own = replace(there, model="unet.safetensors")

@@ -26,8 +26,7 @@ def listed(data: DataSet) -> dict[str, dict[str, str | None]]:
     """Split -> id -> name of the class."""
     return {
         name: {
-            sample: data.classes[label] if label >= 0 else None
-            for sample, label in zip(split.ids, split.labels, strict=True)
+            sample: data.classes[label] if label >= 0 else None for sample, label in zip(split.ids, split.labels, strict=True)
         }
         for name, split in data.splits.items()
     }
@@ -111,7 +110,7 @@ def test_splits_without_classes(tmp_path: Path, write_images: Write) -> None:
 def test_images_outside_the_splits_are_not_dropped_in_silence(tmp_path: Path, write_images: Write, stray: str) -> None:
     """As for a tar of the same root: nobody wants a part of the images left out without a word."""
     write_images(tmp_path, [*SPLITS, stray])
-    with pytest.raises(DataError, match="outside|beside"):
+    with pytest.raises(DataError, match=r"outside|beside"):
         load(tmp_path)
 
 
@@ -178,16 +177,16 @@ def test_a_folder_that_links_to_itself(tmp_path: Path, write_images: Write) -> N
     """Each image is there once, or the folder is refused; a traceback or forty copies of an image are neither."""
     write_images(tmp_path, ["cat/1.png"])
     (tmp_path / "cat/up").symlink_to("..")
+    found: object
     try:
-        data = load(tmp_path)
+        found = listed(load(tmp_path))
     except DataError as error:
-        assert "up" in str(error)
-    else:
-        assert listed(data) == {"all": {"cat/1.png": "cat"}}
+        found = "up" in str(error)
+    assert found in ({"all": {"cat/1.png": "cat"}}, True)
 
 
 @pytest.mark.parametrize("name", ["..", "a b", "<b>x", "%2e%2e", "'; DROP TABLE", "C:\\x", "-rf", "nan", "日本"])
-def test_odd_class_names_do_no_harm(tmp_path: Path, write_images: Write, make_tar: MakeTar, name: str) -> None:
+def test_odd_class_names_do_no_harm(tmp_path: Path, write_images: Write, name: str) -> None:
     write_images(tmp_path / "x", ["1.png", "2.png"])
     if name != "..":
         write_images(tmp_path / "folder", [f"{name}/1.png", "dog/2.png"])
@@ -206,7 +205,7 @@ def test_names_that_are_not_utf8(tmp_path: Path, write_images: Write, make_tar: 
     write_images(tmp_path / "x", ["cat/1.png", "cat/2.png"])
     bad = os.fsencode(tmp_path / "x/cat") + b"/\xe9t\xe9.png"
     os.rename(os.fsencode(tmp_path / "x/cat/2.png"), bad)  # noqa: PTH104
-    with pytest.raises(DataError, match="1 file names are not UTF-8.*rename") as caught:
+    with pytest.raises(DataError, match=r"1 file names are not UTF-8.*rename") as caught:
         load(tmp_path / "x")
     str(caught.value).encode()  # it can be printed
     tar = make_tar(tmp_path / "x.tar", tmp_path / "x", ["cat/1.png", os.fsdecode(b"cat/\xe9t\xe9.png")])
@@ -261,12 +260,12 @@ def test_an_image_without_a_label_gets_none(tmp_path: Path, write_images: Write)
 def test_an_image_without_a_label_does_not_get_that_of_an_empty_cell(tmp_path: Path, write_images: Write) -> None:
     write_images(tmp_path, ["1.png", "2.png", "3.png"])
     (tmp_path / "labels.csv").write_text("file,label\n1.png,cat\n2.png,\n")
+    found: object
     try:
-        data = load(tmp_path)
+        found = listed(load(tmp_path))["all"]["3.png"]
     except DataError as error:
-        assert "line 3" in str(error)
-    else:
-        assert listed(data)["all"]["3.png"] is None
+        found = str(error)
+    assert found is None or "line 3" in str(found)
 
 
 def test_labels_for_class_folders_are_refused(tmp_path: Path, write_images: Write) -> None:
@@ -500,7 +499,7 @@ def test_a_folder_and_a_tar_of_one_split(tmp_path: Path, write_images: Write, ma
 @pytest.mark.parametrize("source", ["nowhere", "nowhere.tar", "train=nowhere", "digit"])
 def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="no such folder or tar.*'digits'"):
+    with pytest.raises(DataError, match=r"no such folder or tar.*'digits'"):
         load(source)
 
 
@@ -513,7 +512,7 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
 
 def test_a_file_that_is_neither(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match="neither a folder nor a .tar"):
+    with pytest.raises(DataError, match=r"neither a folder nor a \.tar"):
         load(tmp_path / "x.zip")
 
 

@@ -128,10 +128,11 @@ class TestCreate:
             create(tmp_path / "other.zarr", header)
         assert tree(tmp_path) == before
 
-    def test_a_file_is_refused(self, tmp_path: Path, header: StoreHeader) -> None:
+    @pytest.mark.parametrize("name", ["feats.zarr", "feats.zarr/below"])
+    def test_a_file_in_the_way_is_refused(self, tmp_path: Path, header: StoreHeader, name: str) -> None:
         (tmp_path / "feats.zarr").write_bytes(b"mine")
-        with pytest.raises(StoreError, match=r"feats\.zarr"):
-            create(tmp_path / "feats.zarr", header)
+        with pytest.raises(StoreError, match=name):
+            create(tmp_path / name, header)
         assert (tmp_path / "feats.zarr").read_bytes() == b"mine"
 
 

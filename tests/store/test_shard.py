@@ -9,7 +9,7 @@ import pytest
 import zarr
 from diffssl.store import layout as layout_module
 from diffssl.store.layout import ArrayLayout, feature_document, store_dtype
-from diffssl.store.shard import DamagedShard, crc32c, encode_shard, has_nan, read_shard, shard_file_bytes
+from diffssl.store.shard import DamagedShard, crc32c, encode_shard, read_shard, shard_file_bytes
 from diffssl.store.storage import LocalStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -167,20 +167,3 @@ def test_two_chunks_in_each_others_place_are_found(tmp_path: Path, three_chunks:
     file.write_bytes(good[28:56] + good[:28] + good[56:])
     with pytest.raises(DamagedShard, match="is in no commit"):
         read_shard(storage, NAME, three_chunks, 0, rows, np.empty((len(rows), 3, 1, 2), "<f2"), committed)
-
-
-def test_has_nan_on_every_float16() -> None:
-    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    assert [has_nan(every[i : i + 1]) for i in range(2**16)] == np.isnan(every).tolist()
-
-
-@pytest.mark.parametrize("bits", [0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0xFFC00000, 0xFFFFFFFF])
-def test_has_nan_on_float32(bits: int) -> None:
-    values = np.array([0, -0.0, 1, -1, np.inf, -np.inf, np.finfo(np.float32).max, 1e-45], dtype=np.float32)
-    assert not has_nan(values)
-    values.view(np.uint32)[3] = bits
-    assert has_nan(values)
-
-
-def test_has_nan_of_nothing() -> None:
-    assert not has_nan(np.empty((0, 3, 1, 1), np.float16))

@@ -208,6 +208,14 @@ def test_rows_of_different_blocks_are_mixed(store: FeatureStore) -> None:
     assert min(counts) >= 3
 
 
+def test_row_blocks_come_in_a_new_order_every_epoch(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffssl.probe.data, "_BUFFER_BYTES", 1)
+    rows = row_numbers(batches(store, {"train": np.arange(256)}, 64, 20))
+    orders = [tuple(row // 64 for row in rows[epoch * 256 : (epoch + 1) * 256 : 64]) for epoch in range(5)]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert len(set(orders)) > 1
+
+
 def test_batches_are_standardised(make_store: MakeStore) -> None:
     store = make_store({"train": N}, separation=0.0)
     data, rows = SettingData(store, KEY), {"train": np.arange(N)}

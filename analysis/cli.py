@@ -9,7 +9,7 @@ import click
 from ..probe import Results
 from ..store.cli import run
 from ..store.selection import parse_pools
-from .plots import draw_maps
+from .plots import SUFFIXES, draw_maps
 from .table import accuracy_maps
 
 
@@ -31,6 +31,9 @@ def map_command(results: Path, head: str | None, pools: str | None, value: str, 
         sizes = parse_pools(pools) if pools else None
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if out.suffix not in SUFFIXES:
+        raise click.UsageError(f"--out {out}: pictures are {', '.join(SUFFIXES)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     maps = accuracy_maps(Results(results).read(), head.split(",") if head else None, sizes)
     draw_maps(maps, value, out)
     click.echo(f"{len(maps)} maps in {out}")

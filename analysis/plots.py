@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from .table import AccuracyMap
 
+SUFFIXES = (".png", ".svg", ".pdf")
+
 
 def draw_maps(maps: Sequence[AccuracyMap], value: str, path: Path) -> None:
     """Draw accuracy over block x timestep, a panel a map, and save it.

@@ -58,20 +58,32 @@ def accuracy_maps(
     Raises:
         NoResults: the selection leaves none, or the results are of several stores or protocols.
     """
-    chosen = [r for r in results if (heads is None or r["head"] in heads) and r["timestep"] is not None]
-    if not chosen:
-        raise NoResults(f"no results of the heads {', '.join(heads or []) or 'asked for'}; run diffssl-probe first")
-    for name in ("feature_id", "n_train", "n_test"):
-        values = sorted({str(r[name]) for r in chosen})
-        if len(values) > 1:
-            raise NoResults(f"the results mix several values of {name} ({', '.join(values)}); draw them from separate folders")
-    sizes = sorted({r["pool"] for r in chosen}, key=str)
-    maps = [
-        _one_map([r for r in chosen if r["head"] == head], head, pool)
-        for head in dict.fromkeys(r["head"] for r in chosen)
+    there = [r for r in results if r["timestep"] is not None]
+    have = dict.fromkeys(r["head"] for r in there)
+    absent = [head for head in heads or [] if head not in have]
+    if not there or absent:
+        named = f"of {', '.join(absent)}" if absent else "with timesteps"
+        raise NoResults(f"no results {named}; there are {', '.join(have) or 'none'}; run diffssl-probe first")
+    _check_comparable(there)
+    sizes = sorted({r["pool"] for r in there}, key=lambda pool: (isinstance(pool, str), pool))
+    return [
+        _one_map([r for r in there if r["head"] == head], head, pool)
+        for head in heads or have
         for pool in (sizes if pools is None else pools)
     ]
-    return maps
+
+
+def _check_comparable(results: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ``NoResults`` for results of several stores, protocols or, within a head, options."""
+    for name in ("feature_id", "n_train", "n_test", "data_id"):
+        values = sorted({str(r[name]) for r in results})
+        if len(values) > 1:
+            raise NoResults(f"the results mix several values of {name} ({', '.join(values)}); draw them from separate folders")
+    for name in ("rows", "refit", "options"):
+        for head in {r["head"] for r in results} if name == "options" else [None]:
+            values = sorted({str(r["specification"][name]) for r in results if head in (None, r["head"])})
+            if len(values) > 1:
+                raise NoResults(f"the results mix several {name} ({'; '.join(values)}); draw them from separate folders")
 
 
 def _one_map(results: Sequence[Mapping[str, Any]], head: str, pool: int | str) -> AccuracyMap:
@@ -79,9 +91,7 @@ def _one_map(results: Sequence[Mapping[str, Any]], head: str, pool: int | str) -
     timesteps = sorted({r["timestep"] for r in results})
     cells: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for r in results:
-        # A pool larger than a block's map is that map: show it, as a probe of that pool would.
-        largest = max((other["pool"] for other in results if other["block"] == r["block"] and _fits(other, pool)), default=None)
-        if r["pool"] == largest:
+        if r["pool"] == _shown_pool(results, r, pool):
             cells.setdefault((blocks.index(r["block"]), timesteps.index(r["timestep"])), []).append(r)
     if not cells:
         raise NoResults(f"no results of head {head} at pool {pool}")
@@ -107,7 +117,9 @@ def _one_map(results: Sequence[Mapping[str, Any]], head: str, pool: int | str) -
     )
 
 
-def _fits(result: Mapping[str, Any], pool: int | str) -> bool:
+def _shown_pool(results: Sequence[Mapping[str, Any]], result: Mapping[str, Any], pool: int | str) -> int | str:
+    """The stored pool of a block that shows an asked-for pool: a pool larger than the map is the map."""
     if isinstance(pool, str) or isinstance(result["pool"], str):
-        return bool(result["pool"] == pool)
-    return bool(result["pool"] <= pool)
+        return pool
+    own = [other["pool"] for other in results if other["block"] == result["block"] and not isinstance(other["pool"], str)]
+    return min(pool, int(result.get("map_size", max(own))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -79,6 +80,7 @@ class ADM:
         if min(blocks) < 1 or deepest > len(self._modules):
             known = f"1 to {len(self._modules)}"
             raise UnknownBlock(f"the model has no blocks {sorted(set(blocks) - self._numbers())}; its blocks are {known}")
+        self.schedule(timestep)  # refuses an unknown one
         n_inputs = len(self._model.input_blocks)
         n_outputs = max(0, deepest - n_inputs - 1)  # output block k reads the skip of input block n_inputs - k
         skips: list[Tensor] = []
@@ -126,7 +128,7 @@ def load_adm(source: ModelSource, device: torch.device, condition: str | None, d
     model = build_unet(source.config)
     state = _read_state(source)
     _check_state(source, model, state)
-    model.load_state_dict({name: value.to(torch.float32) for name, value in state.items()}, assign=True)
+    model.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in state.items()}, assign=True)
     model.requires_grad_(False).eval().to(device)
     return ADM(model, source.config, check_condition(source.config, condition), dtype)
 
@@ -139,7 +141,7 @@ def check_condition(config: Mapping[str, Any], condition: str | None) -> str:
         return "none"
     if condition is None:
         raise ExtractError(f"the model is class-conditional: choose --condition ({CONDITIONS})")
-    if condition not in ("none", "mean") and not (condition.isdigit() and int(condition) < 1000):
+    if condition not in ("none", "mean") and not (condition.isascii() and condition.isdigit() and int(condition) < 1000):
         raise ExtractError(f"--condition {condition} is not known to this model; it takes {CONDITIONS} from 0 to 999")
     return condition
 
@@ -212,7 +214,9 @@ def _read_state(source: ModelSource) -> dict[str, Tensor]:
     try:
         if source.weights.suffix == ".safetensors":
             return safetensors.torch.load_file(source.weights)
-        state: dict[str, Tensor] = torch.load(source.weights, map_location="cpu", weights_only=True, mmap=True)
+        state: dict[str, Tensor] = torch.load(
+            source.weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source.weights)
+        )
     except (RuntimeError, ValueError, OSError, EOFError, safetensors.SafetensorError) as error:
         raise CheckpointMismatch(f"{source.weights}: cannot be read as weights ({error})") from error
     except Exception as error:

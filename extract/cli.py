@@ -88,6 +88,8 @@ def _list_blocks(options: dict[str, Any]) -> None:
     from .adm import measure_blocks
 
     name, checkpoint = options["model"], options["checkpoint"]
+    if (checkpoint is None) != (options["model_config"] is None):
+        raise click.UsageError("--checkpoint and --model-config go together")
     # A published model's blocks can be listed without its weights.
     published = checkpoint is None and name not in (None, BUNDLED)
     config = model_config(name) if published else find_model(name, checkpoint, options["model_config"]).config

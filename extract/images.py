@@ -67,6 +67,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise UndecodableImage(f"pixels of mode {image.mode} (32 bits) have no defined range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns
     return image.convert("RGB")
 
 
@@ -75,6 +77,8 @@ def _centre_crop(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
     scale = image_size / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UndecodableImage(f"{image.width}x{image.height} pixels become {size[0]}x{size[1]}, more than {MAX_PIXELS}")
     image = image.resize(size, resample=Image.Resampling.BICUBIC)
     left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
     return np.asarray(image.crop((left, top, left + image_size, top + image_size)))

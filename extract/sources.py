@@ -94,6 +94,8 @@ def load_data(sources: Sequence[str], labels: Path | None = None) -> DataSet:
         DataError: with what is wrong and the way out.
     """
     listings: dict[str, Listing] = {}
+    if labels and all(source == DIGITS and not Path(source).exists() for source in sources):
+        raise DataError(f"--labels {labels} is for a flat folder of images; the digits have labels of their own")
     for source in sources:
         name, equals, rest = source.partition("=")
         named = equals and name.replace("-", "").replace("_", "").isalnum() and not Path(source).exists()

@@ -36,7 +36,7 @@ class Results:
         """
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("*.jsonl")):
-            lines = path.read_text(encoding="utf-8").split("\n")
+            lines = path.read_bytes().split(b"\n")
             for number, line in enumerate(lines[:-1], start=1):
                 try:
                     result = json.loads(line)

@@ -88,6 +88,14 @@ def test_the_rate_with_the_best_held_out_accuracy_is_chosen(make_store: MakeStor
     assert chosen["at_edge"] is False
 
 
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_rate_that_diverges_is_not_chosen(make_store: MakeStore, head: str) -> None:
+    store = make_store({"train": 300, "test": 130}, separation=4.0)
+    chosen = fit(SettingData(store, KEY), make_protocol(store, [KEY], None), head, rates=(1e38, 0.02)).chosen
+    assert chosen["learning_rate"] == 0.02
+    assert chosen["val_top1_grid"][0] < 0.5
+
+
 @pytest.mark.parametrize(
     ("rates", "at_edge"), [((1e-7, 0.02), True), ((0.02, 1e-7), True), ((1e-7, 0.02, 1e-7), False), ((0.02,), False)], ids=str
 )

@@ -59,6 +59,18 @@ def test_metrics_are_their_formulas(data: tuple[NDArray[np.float64], NDArray[np.
         assert 0 <= result[f"{name}_low"] <= result[f"{name}_high"] <= 1
 
 
+@pytest.mark.parametrize("k", [1, 5, 9])
+def test_a_score_that_is_not_a_number_is_no_hit(k: int) -> None:
+    """Or a head that diverged would be the best of all."""
+    labels = np.arange(9)
+    assert not hits(np.full((9, 9), np.nan), labels, k).any()
+    scores = np.eye(9)
+    scores[3, 3] = np.nan
+    assert hits(scores, labels, k).tolist() == [label != 3 for label in labels]
+    result = classification_metrics(np.full((9, 9), np.nan), labels, np.random.default_rng(0))
+    assert all(value == 0 for value in result.values())
+
+
 def test_fewer_than_five_classes_are_all_among_the_first_five() -> None:
     scores = np.random.default_rng(0).normal(size=(50, 3))
     result = classification_metrics(scores, np.arange(50) % 3, np.random.default_rng(0))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from diffssl.probe import C_GRID, HEADS, ProbeSpec
+from diffssl.probe.spec import LEARNING_RATES, STEPS
 
 STORE = Path("a/feats.zarr")
 
@@ -93,6 +94,15 @@ def test_results_lie_where_they_are_wanted() -> None:
 def test_options_of_a_head_are_what_changes_its_fits_and_nothing_else(change: dict[str, Any], heads: set[str]) -> None:
     before, after = ProbeSpec(STORE, HEADS), ProbeSpec(STORE, HEADS, **change)
     assert {head for head in HEADS if before.head_options(head) != after.head_options(head)} == heads
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_head_has_rates_and_steps_of_its_own_unless_told(head: str) -> None:
+    options = ProbeSpec(STORE, [head]).head_options(head)
+    assert options["learning_rates"] == list(LEARNING_RATES[head])
+    assert options["steps"] == STEPS[head]
+    options = ProbeSpec(STORE, [head], learning_rates=(0.5,), steps=7).head_options(head)
+    assert (options["learning_rates"], options["steps"]) == ([0.5], 7)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -185,7 +185,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
     """Folders train, val and test, if they are splits and not classes: a class folder holds no folders itself."""
     folders = [entry.name for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
     splits = {name: path / name for name in SPLITS if name in folders}
-    nested = any(entry.is_dir() for folder in splits.values() for entry in os.scandir(folder))
+    nested = any(entry.is_dir() for folder in splits.values() for entry in folder.iterdir())
     return splits if nested or splits.keys() == set(folders) else {}
 
 

@@ -71,6 +71,12 @@ class ExtractSpec:
             raise ValueError(f"--row-block must be a power of two, got {self.row_block}")
         if self.noise == "none" and self.draws > 1:
             raise ValueError(f"clean images have one draw, got --draws {self.draws}")
+        if self.noise not in (None, "gaussian", "none"):
+            raise ValueError(f"--noise is gaussian or none, got {self.noise}")
+        if self.dtype not in (None, "float32", "float16", "bfloat16"):
+            raise ValueError(f"--dtype is float32, float16 or bfloat16, got {self.dtype}")
+        if self.store_dtype not in (None, "float32", "float16"):
+            raise ValueError(f"--store-dtype is float32 or float16, got {self.store_dtype}")
         for name in ("draws", "limit", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

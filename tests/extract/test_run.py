@@ -50,10 +50,8 @@ def forwards(lines: list[str]) -> int:
 
 EXTENSIONS: list[tuple[dict[str, Any], dict[str, Any], int]] = [
     ({}, {"blocks": {1: set(), 3: set(), 5: set(), 9: set()}}, 72),
-    ({}, {"timesteps": [10, 90, 500]}, 144),
-    ({}, {"pools": (1, 2, "full")}, 72),
     ({}, {"blocks": {3: {4}, 5: {"full"}}}, 72),
-    ({}, {"draws": 3}, 144),
+    ({}, {"draws": 2}, 72),
     ({"limit": 20}, {}, 40),
     ({"limit": 20}, {"limit": 40}, 16),
     ({"limit": 20, "timesteps": [10, 90]}, {"timesteps": [90], "blocks": {2: set(), 5: set()}}, 72),

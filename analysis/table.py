@@ -25,10 +25,10 @@ class AccuracyMap:
         pool: asked-for pool size; a block whose map is smaller shows its whole map.
         blocks: (rows) block numbers.
         timesteps: (columns) timesteps.
-        val: (len(blocks), len(timesteps)) mean held-out top-1 over seeds, NaN where there is no result.
+        val: (len(blocks), len(timesteps)) mean held-out top-1 over seeds and draws, NaN where there is no result.
         test: the same of test top-1.
         n_test: test rows.
-        seeds: fits of a cell.
+        seeds: of the fits of a cell.
         best: (row, column) of the highest ``val``.
         interval: 95 % interval of the test value at ``best``.
     """
@@ -111,7 +111,7 @@ def _one_map(results: Sequence[Mapping[str, Any]], head: str, pool: int | str) -
         val,
         test,
         best[0]["n_test"],
-        len(best),
+        len({r["seed"] for r in best}),
         (int(row), int(column)),
         (interval[0], interval[1]),
     )

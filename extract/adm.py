@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..store import Block
 from .errors import CheckpointMismatch, ExtractError, UnknownBlock
-from .zoo import ModelSource
+from .zoo import ModelSource, check_condition
 
 with warnings.catch_warnings():
     # Its import decorates with torch.cuda.amp.custom_fwd, which newer torch has renamed.
@@ -26,7 +26,6 @@ with warnings.catch_warnings():
     from guided_diffusion.script_util import create_model_and_diffusion
     from guided_diffusion.unet import AttentionBlock, Downsample, ResBlock, UNetModel, Upsample
 
-CONDITIONS = "none, mean, or a class number"
 _SHOWN = 12
 
 
@@ -133,19 +132,6 @@ def load_adm(source: ModelSource, device: torch.device, condition: str | None, d
     return ADM(model, source.config, check_condition(source.config, condition), dtype)
 
 
-def check_condition(config: Mapping[str, Any], condition: str | None) -> str:
-    """The condition to use. Raises ``ExtractError`` where one is missing, not known, or makes no sense."""
-    if not config["class_cond"]:
-        if condition not in (None, "none"):
-            raise ExtractError(f"the model is not class-conditional, so --condition {condition} means nothing to it")
-        return "none"
-    if condition is None:
-        raise ExtractError(f"the model is class-conditional: choose --condition ({CONDITIONS})")
-    if condition not in ("none", "mean") and not (condition.isascii() and condition.isdigit() and int(condition) < 1000):
-        raise ExtractError(f"--condition {condition} is not known to this model; it takes {CONDITIONS} from 0 to 999")
-    return condition
-
-
 def build_unet(config: Mapping[str, Any]) -> UNetModel:
     """The U-Net of a configuration, without weights (on the meta device), in float32."""
     try:
@@ -214,9 +200,11 @@ def _read_state(source: ModelSource) -> dict[str, Tensor]:
     try:
         if source.weights.suffix == ".safetensors":
             return safetensors.torch.load_file(source.weights)
-        state: dict[str, Tensor] = torch.load(
-            source.weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source.weights)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the pickle protocol; what matters is an error
+            state: dict[str, Tensor] = torch.load(
+                source.weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source.weights)
+            )
     except (RuntimeError, ValueError, OSError, EOFError, safetensors.SafetensorError) as error:
         raise CheckpointMismatch(f"{source.weights}: cannot be read as weights ({error})") from error
     except Exception as error:

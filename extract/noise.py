@@ -35,7 +35,7 @@ def noise_for(
     Returns:
         float32 array of the given shape.
     """
-    message = json.dumps([SCHEME, seed, sample_id, timestep, draw, crop], ensure_ascii=False).encode()
+    message = json.dumps([SCHEME, int(seed), sample_id, int(timestep), int(draw), int(crop)], ensure_ascii=False).encode()
     key = int.from_bytes(blake2b(message, digest_size=16, person=b"diffssl-noise").digest(), "little")
     size = math.prod(shape)
     pairs = -(-size // 2)

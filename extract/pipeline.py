@@ -108,10 +108,10 @@ class Pipeline:
     def run(self, work: Sequence[Work]) -> None:
         """Do the work. Whatever ends it, commits that were started are finished and no others are made."""
         try:
-            ahead = self._decode(work[0]) if work else []
-            for item, following in zip(work, [*work[1:], None], strict=True):
-                batches, ahead = ahead, self._decode(following) if following is not None else []
-                self._row_block(still_missing(self._store, item), batches)
+            decoded = deque(self._decode(item) for item in work[:1])
+            for i, item in enumerate(work):
+                decoded.extend(self._decode(following) for following in work[i + 1 : i + 2])
+                self._row_block(still_missing(self._store, item), decoded.popleft())
             self._settle(0)
         finally:
             self._loader.close()
@@ -168,7 +168,7 @@ class Pipeline:
         """Start the forward pass and the copy of its pooled features to the host."""
         started = time.perf_counter()
         pixels = self._to_device(step.images.pixels)
-        x = self._backbone.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        x = self._backbone.encode(pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1)
         if noise is not None:
             x = self._backbone.diffuse(x, self._to_device(noise), step.timestep)
         sizes: dict[int, dict[Any, FeatureKey]] = {}

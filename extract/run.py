@@ -25,9 +25,9 @@ from ..store import (
     expand,
     merged_pools,
 )
-from ..store.create import check_header
+from ..store.create import check_header, check_split
 from ..store.describe import human_bytes
-from ..store.feature_store import read_header
+from ..store.header import read_header
 from ..store.journal import Commit
 from ..store.progress import progress_bar
 from ..store.storage import LocalStorage
@@ -83,7 +83,11 @@ def prepare(spec: ExtractSpec, echo: Echo = print) -> Job:
     for line in merged_pools(header.blocks, spec.blocks, spec.pools):
         echo(line)
     keys = expand(header.blocks, spec.blocks, spec.timesteps, spec.pools, range(spec.draws))
-    store = FeatureStore.open(spec.store) if there is not None else None
+    store = None
+    if there is not None:
+        store = FeatureStore.open(spec.store)
+        for name in sorted(data.splits.keys() & store.splits):
+            check_split(store, name, data.splits[name].ids)
     rows = {name: len(split.ids) for name, split in data.splits.items()}
     return Job(spec, data, model, header, store, keys, make_plan(header, rows, keys, spec.limit, store))
 

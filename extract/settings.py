@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..store import Block, StoreHeader
+from ..store import Block, Identity, StoreHeader
 from ..store.layout import default_row_block
 from ..store.selection import format_numbers
 from . import noise
@@ -13,7 +13,7 @@ from .errors import ExtractError, UnknownBlock
 from .images import preprocessing
 from .sources import DataSet
 from .spec import ExtractSpec
-from .zoo import BUNDLED, PUBLISHED, ModelSource, find_model
+from .zoo import BUNDLED, PUBLISHED, ModelSource, check_condition, find_model
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
     fields = {
         "weights_sha256": model.sha256(),
         "model_config": model.identity(),
-        "condition": spec.condition or from_store.get("condition") or _condition(model),
+        "condition": check_condition(model.config, spec.condition or from_store.get("condition")),
         "preprocessing": preprocessing(image_size),
         "noise": _noise(spec, noise_there),
         "compute_dtype": spec.dtype or from_store.get("compute_dtype") or _compute_dtype(spec.device),
@@ -58,7 +58,7 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
         raise ExtractError(f"batches never cross a row block: --batch-size {batch_size} is more than its {row_block} rows")
     new_classes = sorted(set(data.classes) - set(there.classes)) if there else []
     return StoreHeader(
-        identity=_identity(fields),
+        identity=Identity(fields),
         # A split that lacks some of the store's classes is fine: labels are looked up by name.
         classes=there.classes if there is not None and not new_classes else data.classes,
         row_block=row_block,
@@ -113,18 +113,6 @@ def torch_dtype(name: str) -> torch.dtype:
 
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def _identity(fields: Mapping[str, Any]) -> Any:
-    from ..store import Identity
-
-    return Identity(fields)
-
-
-def _condition(model: ModelSource) -> str:
-    from .adm import check_condition
-
-    return check_condition(model.config, None)
 
 
 def _noise(spec: ExtractSpec, there: Mapping[str, Any]) -> dict[str, Any]:

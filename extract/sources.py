@@ -7,12 +7,10 @@ split's folder, the same for a folder and for a tar of it.
 from __future__ import annotations
 
 import io
-import os
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,30 +18,14 @@ from PIL import Image
 
 from ..store import NO_LABEL, row_order
 from .errors import DataError
+from .folders import check_nothing_outside, list_folder, split_folders
 from .images import SUFFIXES
-from .labels import label_table
+from .listing import SPLITS, Listing
+from .tars import list_tar, list_tar_splits, refuse_compressed
 
 DIGITS = "digits"
 ALL = "all"
-SPLITS = ("train", "val", "test")
 _SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images of one split, in any order.
-
-    Attributes:
-        ids: sample ids.
-        class_names: class name of each, or None.
-        read: reads the bytes of the i-th image. Raises ``OSError``.
-        notes: what people should know about how the images were listed.
-    """
-
-    ids: Sequence[str]
-    class_names: Sequence[str | None]
-    read: Callable[[int], bytes]
-    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -112,15 +94,16 @@ def _assemble(listings: Mapping[str, Listing]) -> DataSet:
     index = {name: number for number, name in enumerate(classes)}
     splits: dict[str, SplitData] = {}
     notes: list[str] = []
-    for name, listing in listings.items():
-        if not name.isascii() or name in ("journal", ""):
-            raise DataError(f"{name!r} cannot be the name of a split; use letters, digits, - and _")
-        _check_ids(name, listing.ids)
+    for split, listing in listings.items():
+        if not split.isascii() or split in ("journal", ""):
+            raise DataError(f"{split!r} cannot be the name of a split; use letters, digits, - and _")
+        _check_ids(split, listing.ids)
         order = row_order(listing.ids)
+        names = [listing.class_names[i] for i in order]
+        labels = np.array([NO_LABEL if name is None else index[name] for name in names], dtype=np.int32)
         ids = np.array([listing.ids[i] for i in order], dtype=object)
-        labels = [index.get(listing.class_names[i] or "", NO_LABEL) for i in order]
-        splits[name] = SplitData(ids, np.array(labels, dtype=np.int32), _in_row_order(listing.read, order))
-        notes += [f"{name}: {note}" for note in listing.notes]
+        splits[split] = SplitData(ids, labels, _in_row_order(listing.read, order))
+        notes += [f"{split}: {note}" for note in listing.notes]
     return DataSet(splits, classes, notes)
 
 
@@ -154,156 +137,39 @@ def _all_splits(source: str, labels: Path | None) -> dict[str, Listing]:
     if source == DIGITS and not path.exists():
         return {ALL: _digits()}
     if path.is_dir():
-        tars = {name: path / f"{name}.tar" for name in SPLITS if (path / f"{name}.tar").is_file()}
-        folders = _split_folders(path)
-        both = tars.keys() & folders.keys()
-        if both:
-            raise DataError(f"{path}: has both {min(both)}/ and {min(both)}.tar; name one, as --data {min(both)}=…")
-        if tars or folders:
-            return {name: _one_split(part, None) for name, part in sorted({**tars, **folders}.items())}
-    elif path.suffix == ".tar" and path.is_file():
-        return _tar_splits(path)
+        splits = _splits_of_root(path)
+        if splits and labels:
+            raise DataError(f"{path}: has splits; --labels is for a flat folder of images, as --data train=… --labels …")
+        if splits:
+            return {name: _one_split(part, None) for name, part in splits.items()}
+    elif path.suffix == ".tar" and path.is_file() and not labels:
+        return list_tar_splits(path)
     return {ALL: _one_split(path, labels)}
+
+
+def _splits_of_root(root: Path) -> dict[str, Path]:
+    tars = {name: root / f"{name}.tar" for name in SPLITS if (root / f"{name}.tar").is_file()}
+    folders = split_folders(root)
+    both = tars.keys() & folders.keys()
+    if both:
+        raise DataError(f"{root}: has both {min(both)}/ and {min(both)}.tar; name one, as --data {min(both)}=…")
+    splits = dict(sorted({**tars, **folders}.items()))
+    if splits:
+        check_nothing_outside(root, splits)
+    return splits
 
 
 def _one_split(path: Path, labels: Path | None) -> Listing:
     if path.is_dir():
-        return _folder(path, labels)
+        return list_folder(path, labels)
     if not path.exists():
         raise DataError(f"{path}: there is no such folder or tar; --data takes a folder, a .tar, {DIGITS!r}, or split=one")
-    if path.suffix == ".tar":
-        (listing,) = _tar_listings(path, lambda _: ALL).values()
-        return listing
-    if path.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
-        raise DataError(
-            f"{path}: compressed archives cannot be read in place; uncompress it once (gunzip {path}) and give the .tar"
-        )
-    raise DataError(f"{path}: is neither a folder nor a .tar")
-
-
-def _split_folders(path: Path) -> dict[str, Path]:
-    """Folders train, val and test, if they are splits and not classes: a class folder holds no folders itself."""
-    folders = [entry.name for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
-    splits = {name: path / name for name in SPLITS if name in folders}
-    nested = any(entry.is_dir() for folder in splits.values() for entry in folder.iterdir())
-    return splits if nested or splits.keys() == set(folders) else {}
-
-
-def _folder(path: Path, labels: Path | None) -> Listing:
-    """A folder of class folders, or a flat folder of images."""
-    files = sorted(_walk(path))
-    images, notes = _only_images(files)
-    flat = [name for name in images if "/" not in name]
-    if flat and len(flat) < len(images):
-        raise DataError(
-            f"{path}: has images beside class folders (such as {flat[0]!r}, {len(flat)} in all); move them into a class"
-        )
-    if flat:
-        own = path / "labels.csv"
-        table = labels or (own if own.exists() else None)
-        names, more = label_table(table, images)
-        notes += more
-    elif labels:
-        raise DataError(f"{path}: labels come from its class folders; --labels is for a flat folder of images")
-    else:
-        names = [name.split("/", 1)[0] for name in images]
-    return Listing(images, names, lambda i: (path / images[i]).read_bytes(), notes)
-
-
-def _walk(top: Path) -> Iterable[str]:
-    """Names of all files below ``top``, relative, with "/"; hidden ones left alone. Links are followed to files only."""
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        with os.scandir(top / folder) as entries:
-            for entry in entries:
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append(name)
-                else:
-                    yield name
-
-
-def _only_images(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    images = [name for name in names if name.lower().endswith(SUFFIXES)]
-    others = Counter(PurePosixPath(name).suffix or "no suffix" for name in names if not name.lower().endswith(SUFFIXES))
-    others.pop(".csv", None)
-    notes = [f"{n} files ({suffix}) are not images and are ignored" for suffix, n in sorted(others.items())]
-    return images, notes
-
-
-def _tar_splits(path: Path) -> dict[str, Listing]:
-    """Splits inside one tar: top folders named train, val, test; else all."""
-
-    def split_of(name: str) -> str:
-        top = name.split("/", 1)[0]
-        return top if top in SPLITS and name.count("/") >= 2 else ALL
-
-    listings = _tar_listings(path, split_of)
-    if len(listings) > 1 and ALL in listings:
-        stray = listings[ALL].ids[0]
-        raise DataError(f"{path}: has images outside its folders train, val and test (such as {stray!r})")
-    return listings
-
-
-def _tar_listings(path: Path, split_of: Callable[[str], str]) -> dict[str, Listing]:
-    """List a tar by its headers; images are read in place, nothing is unpacked."""
-    places: dict[str, list[tuple[str, int, int]]] = {}
-    others: list[str] = []
-    try:
-        with tarfile.open(path, mode="r:") as archive:
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise DataError(f"{path}: {name!r} is a link or a special file; archive the images themselves")
-                if PurePosixPath(name).name.startswith("."):
-                    continue
-                if name.lower().endswith(SUFFIXES):
-                    places.setdefault(split_of(name), []).append((name, member.offset_data, member.size))
-                else:
-                    others.append(name)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: is not an uncompressed tar, or is damaged ({error})") from error
-    _, notes = _only_images(others)
-    if not places:
-        raise DataError(f"{path}: no images found; known suffixes are {', '.join(SUFFIXES)}")
-    return {split: _tar_listing(path, files, notes) for split, files in sorted(places.items())}
-
-
-def _tar_listing(path: Path, files: Sequence[tuple[str, int, int]], notes: Sequence[str]) -> Listing:
-    names, top = _below_common_folder([name for name, _, _ in files])
-    notes = [*notes, f"ids are the names below {top}/ in {path.name}"] if top else list(notes)
-    flat = any("/" not in name for name in names)
-    if flat and any("/" in name for name in names):
-        raise DataError(f"{path}: has images beside class folders")
-    classes: list[str | None] = [None if flat else name.split("/", 1)[0] for name in names]
-    spans = np.array([(offset, size) for _, offset, size in files], dtype=np.int64)
-    descriptor = os.open(path, os.O_RDONLY)  # one for all threads: pread has no position
-
-    def read(i: int) -> bytes:
-        offset, size = int(spans[i, 0]), int(spans[i, 1])
-        content = os.pread(descriptor, size, offset)
-        if len(content) != size:
-            raise OSError(f"{path}: {names[i]} was cut short ({len(content)} of {size} bytes)")
-        return content
-
-    return Listing(names, classes, read, notes)
-
-
-def _below_common_folder(names: Sequence[str]) -> tuple[list[str], str]:
-    """Names without the one folder above all class folders, if there is one, and that folder.
-
-    ``train/airplane/1.jpg`` becomes ``airplane/1.jpg``, so that a tar of a folder has the ids of the folder.
-    """
-    tops = {name.split("/", 1)[0] for name in names}
-    if len(tops) == 1 and all(name.count("/") >= 2 for name in names):
-        (top,) = tops
-        return [name.split("/", 1)[1] for name in names], top
-    return list(names), ""
+    refuse_compressed(path)
+    if path.suffix != ".tar":
+        raise DataError(f"{path}: is neither a folder nor a .tar")
+    if labels:
+        raise DataError(f"{path}: labels come from the class folders in the tar; --labels is for a flat folder of images")
+    return list_tar(path)
 
 
 def _digits() -> Listing:

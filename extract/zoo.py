@@ -13,6 +13,7 @@ from typing import Any
 from .errors import ExtractError, MissingWeights, UnknownModel
 
 BUNDLED = "adm32-cifar10"
+CONDITIONS = "none, mean, or a class number"
 _WEIGHTS = Path(__file__).parent / "weights"
 _PUBLIC = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 
@@ -154,6 +155,19 @@ def model_config(name: str) -> dict[str, Any]:
     return DEFAULTS | PUBLISHED[name][1]
 
 
+def check_condition(config: Mapping[str, Any], condition: str | None) -> str:
+    """The condition to use. Raises ``ExtractError`` where one is missing, not known, or makes no sense."""
+    if not config["class_cond"]:
+        if condition not in (None, "none"):
+            raise ExtractError(f"the model is not class-conditional, so --condition {condition} means nothing to it")
+        return "none"
+    if condition is None:
+        raise ExtractError(f"the model is class-conditional: choose --condition ({CONDITIONS})")
+    if condition not in ("none", "mean") and not (condition.isascii() and condition.isdigit() and int(condition) < 1000):
+        raise ExtractError(f"--condition {condition} is not known to this model; it takes {CONDITIONS} from 0 to 999")
+    return condition
+
+
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise ExtractError(f"{path}: there is no such checkpoint file")
@@ -167,6 +181,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ExtractError(f"{path}: cannot read the model configuration as JSON ({error})") from error
     config = config.get("model_config", config) if isinstance(config, dict) else {}
+    config = config if isinstance(config, dict) else {}
     unknown = sorted(config.keys() - DEFAULTS.keys())
     if unknown or not config:
         raise ExtractError(

@@ -66,9 +66,9 @@ class SettingData:
         block = int(rows[0]) // self._store.header.row_block
         start = block * self._store.header.row_block
         values = self._kept.get((split, block))
-        if values is None or len(values) <= rows[-1] - start:
-            stop = min(start + self._store.header.row_block, int(rows[-1]) + 1)
-            values = self._store.read(self._key, split, slice(start, stop))
+        if values is None:
+            whole = slice(start, start + self._store.header.row_block)  # whichever rows of it are asked for next
+            values = self._store.read(self._key, split, whole)
             values = values.reshape(len(values), -1)
             if values.nbytes <= self._room:
                 self._room -= values.nbytes

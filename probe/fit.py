@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .data import Moments, SettingData
@@ -15,7 +14,7 @@ from .logreg import accuracy_path, fit_regression
 from .metrics import hits
 from .protocol import Protocol
 from .spec import C_GRID, ProbeSpec
-from .train import TrainOptions, score_head, train_head
+from .train import TrainOptions, Trial, pick_device, score_head, train_head
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,24 @@ class Fit:
 def fit_torch_head(
     data: SettingData, moments: Moments, protocol: Protocol, classes: int, spec: ProbeSpec, head: str, seed: int
 ) -> Fit:
-    """Fit ``linear`` or ``mlp``, choosing the learning rate; ``seed`` is of the start and the order of rows."""
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device)
+    """Fit ``linear`` or ``mlp``, choosing learning rate and weight decay; ``seed`` is of the start and the order of rows."""
+    device = pick_device(spec.device)
     hidden = tuple(spec.hidden) if head == "mlp" else ()
     chosen = spec.head_options(head)
-    options = TrainOptions(hidden, chosen["steps"], spec.batch_size, spec.weight_decay, device)
-    rates: list[float] = chosen["learning_rates"]
-    model = train_head(data, protocol.fit, moments, classes, rates, options, seed)
+    options = TrainOptions(hidden, chosen["steps"], spec.batch_size, device)
+    rates, decays = chosen["learning_rates"], chosen["weight_decays"]
+    trials = [Trial(rate, decay) for decay in decays for rate in rates]
+    model = train_head(data, protocol.fit, moments, classes, trials, options, seed)
     logits, labels = score_head(model, data, protocol.select, moments, device)
     accuracies = [float(hits(copy, labels, 1).mean()) for copy in logits]
     best = int(np.argmax(accuracies))
     if spec.refit:
-        model = train_head(data, protocol.refit, moments, classes, [rates[best]], options, seed)
+        model = train_head(data, protocol.refit, moments, classes, [trials[best]], options, seed)
     else:
         model.keep(best)
     logits, labels = score_head(model, data, protocol.test, moments, device)
-    return Fit({"learning_rate": rates[best]} | _choice(accuracies, best), logits[0], labels)
+    at_edge = _at_edge(best % len(rates), len(rates)) or (len(decays) > 1 and trials[best].weight_decay == max(decays))
+    return Fit(trials[best]._asdict() | _choice(accuracies, best, at_edge), logits[0], labels)
 
 
 def fit_logreg(data: SettingData, moments: Moments, protocol: Protocol, classes: int, refit: bool) -> Fit:
@@ -65,9 +66,12 @@ def fit_logreg(data: SettingData, moments: Moments, protocol: Protocol, classes:
     fitted = fit_regression(features, labels, C_GRID[best])
     test, test_labels = data.load(protocol.test, moments)
     chosen = {"C": C_GRID[best], "converged": fitted.converged, "converged_grid": converged}
-    return Fit(chosen | _choice(accuracies, best), fitted.scores(test, classes), test_labels)
+    return Fit(chosen | _choice(accuracies, best, _at_edge(best, len(C_GRID))), fitted.scores(test, classes), test_labels)
 
 
-def _choice(accuracies: list[float], best: int) -> dict[str, Any]:
-    at_edge = best in (0, len(accuracies) - 1) and len(accuracies) > 1
+def _at_edge(place: int, n: int) -> bool:
+    return n > 1 and place in (0, n - 1)
+
+
+def _choice(accuracies: list[float], best: int, at_edge: bool) -> dict[str, Any]:
     return {"val_top1": accuracies[best], "val_top1_grid": accuracies, "at_edge": at_edge}

@@ -14,12 +14,13 @@ LEVEL = 0.95
 def hits(scores: NDArray[np.floating], labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
     """(n,) whether the label is among the k highest of (n, K) scores.
 
-    Ties are broken by class number, so that the first hit agrees with ``argmax``.
+    Ties are broken by class number, so that the first hit agrees with ``argmax``. A row with a score that is not a number
+    is no hit: a head that diverged knows nothing.
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     earlier = np.arange(scores.shape[1])[None] < labels[:, None]
     rank = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
-    return np.asarray(rank < k)
+    return np.asarray((rank < k) & ~np.isnan(scores).any(axis=1))
 
 
 def classification_metrics(

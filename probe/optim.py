@@ -1,6 +1,6 @@
-"""AdamW with a learning rate of its own for each copy of a stacked head.
+"""AdamW with a learning rate and a weight decay of its own for each copy of a stacked head.
 
-torch.optim.AdamW has one rate a parameter group, and the copies live in one tensor, which is what makes training them
+torch.optim.AdamW has one of each a parameter group, and the copies live in one tensor, which is what makes training them
 together cheap.
 """
 
@@ -18,7 +18,7 @@ class StackedAdamW:
     Args:
         parameters: each of shape (R, ...).
         learning_rates: (R,) peak rates.
-        weight_decay: decoupled.
+        weight_decays: (R,) decoupled.
         betas: decay of the first and second moments.
         eps: added to the root of the second moment.
     """
@@ -27,13 +27,13 @@ class StackedAdamW:
         self,
         parameters: Iterable[nn.Parameter],
         learning_rates: Tensor,
-        weight_decay: float,
+        weight_decays: Tensor,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
         self._parameters = list(parameters)
         self._rates = learning_rates
-        self._decay = weight_decay
+        self._decays = weight_decays
         self._betas = betas
         self._eps = eps
         self._first = [torch.zeros_like(parameter) for parameter in self._parameters]
@@ -49,8 +49,9 @@ class StackedAdamW:
         for parameter, first, second in zip(self._parameters, self._first, self._second, strict=True):
             gradient = parameter.grad
             assert gradient is not None
-            rate = (self._rates * factor).view(-1, *[1] * (parameter.dim() - 1))
-            parameter.mul_(1 - rate * self._decay)
+            per_copy = (-1, *[1] * (parameter.dim() - 1))
+            rate = (self._rates * factor).view(per_copy)
+            parameter.mul_(1 - rate * self._decays.view(per_copy))
             first.lerp_(gradient, 1 - beta1)
             second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             root = second.div(correction2).sqrt_().add_(self._eps)

@@ -14,6 +14,8 @@ C_GRID = tuple(10.0**power for power in range(-6, 6))
 
 # Standardised features of a few dozen channels are badly conditioned: a linear head on them wants large rates.
 LEARNING_RATES = {"linear": (1e-2, 3e-2, 1e-1, 3e-1, 1.0), "mlp": (3e-4, 1e-3, 3e-3, 1e-2)}
+# Small training sets want strong decay, where logistic regression would choose a small C.
+WEIGHT_DECAYS = {"linear": (0.0, 0.1, 1.0), "mlp": (0.0,)}
 STEPS = {"linear": 2000, "mlp": 1000}
 
 
@@ -31,10 +33,10 @@ class ProbeSpec:
         limit: only the first so many rows of every split; None for those the extraction was asked for.
         refit: fit again on train and held-out rows with what was chosen.
         out: folder of results; None for the store's name with ``.results``.
-        learning_rates: tried together by the torch heads; None for ``LEARNING_RATES`` of the head.
+        learning_rates, weight_decays: all pairs are tried together by the torch heads; None for those of the head in
+            ``LEARNING_RATES`` and ``WEIGHT_DECAYS``.
         steps: optimiser steps of the torch heads; None for ``STEPS`` of the head.
         batch_size: rows of a step.
-        weight_decay: of AdamW.
         hidden: widths of the hidden layers of ``mlp``.
         device: torch device, or ``"auto"``.
     """
@@ -49,9 +51,9 @@ class ProbeSpec:
     refit: bool = True
     out: Path | None = None
     learning_rates: Sequence[float] | None = None
+    weight_decays: Sequence[float] | None = None
     steps: int | None = None
     batch_size: int = 256
-    weight_decay: float = 0.0
     hidden: Sequence[int] = (256,)
     device: str = "auto"
 
@@ -65,8 +67,10 @@ class ProbeSpec:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.learning_rates is not None and (not self.learning_rates or min(self.learning_rates) <= 0):
             raise ValueError(f"learning rates must be positive, got {self.learning_rates}")
-        if self.weight_decay < 0 or min(self.hidden) < 1:
-            raise ValueError("hidden widths must be positive, weight decay not negative")
+        if self.weight_decays is not None and (not self.weight_decays or min(self.weight_decays) < 0):
+            raise ValueError(f"weight decays must not be negative, got {self.weight_decays}")
+        if min(self.hidden) < 1:
+            raise ValueError(f"hidden widths must be positive, got {self.hidden}")
 
     @property
     def results(self) -> Path:
@@ -81,6 +85,6 @@ class ProbeSpec:
             "learning_rates": list(self.learning_rates or LEARNING_RATES[head]),
             "steps": self.steps or STEPS[head],
             "batch_size": self.batch_size,
-            "weight_decay": self.weight_decay,
+            "weight_decays": list(self.weight_decays or WEIGHT_DECAYS[head]),
         }
         return options | ({"hidden": list(self.hidden)} if head == "mlp" else {})

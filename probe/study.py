@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from ..store import FeatureKey, FeatureStore, canonical_json, common_keys, digest
 from ..store.key import grids
 from ..store.progress import progress_bar
-from ..store.selection import FULL
 from .data import Moments, SettingData
 from .errors import NothingToProbe
 from .fit import fit_logreg, fit_torch_head
@@ -23,6 +22,7 @@ from .protocol import Protocol, make_protocol, size, used_splits
 from .results import Results, result_key
 from .spec import ProbeSpec
 from .table import ranking
+from .train import pick_device
 
 Echo = Callable[[str], object]
 
@@ -38,6 +38,7 @@ def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
     Raises:
         DiffsslError: the store cannot be read, or there is nothing to fit. Results written until then are kept.
     """
+    pick_device(spec.device)  # a wrong one is told before anything is read
     store = FeatureStore.open(spec.store)
     keys = select_keys(store, spec)
     protocol = make_protocol(store, keys, spec.limit, spec.refit)
@@ -75,37 +76,45 @@ def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
 def select_keys(store: FeatureStore, spec: ProbeSpec) -> list[FeatureKey]:
     """Settings of the store that a spec selects. Raises ``NothingToProbe``, naming what the store has."""
     have = common_keys(store, used_splits(store))
-    sizes = {block.number: block for block in store.header.blocks}
+    blocks = {block.number: block for block in store.header.blocks}
 
-    def pools(block: int) -> set[int | str] | None:
-        own = (spec.blocks or {}).get(block) or spec.pools
-        if own is None:
-            return None
-        return {pool if pool == "cls" else sizes[block].pool(pool) for pool in own}
+    def asked_pools(block: int) -> Collection[int | str] | None:
+        return (spec.blocks or {}).get(block) or spec.pools
 
-    selected = [
-        key
-        for key in have
-        if (spec.blocks is None or key.block in spec.blocks)
-        and (spec.timesteps is None or key.timestep in spec.timesteps)
-        and (pools(key.block) is None or key.pool in (pools(key.block) or ()))
-    ]
-    asked: list[tuple[str, set[Any], set[Any]]] = [
-        ("blocks", set(spec.blocks or ()), {key.block for key in selected}),
-        ("timesteps", set(spec.timesteps or ()), {key.timestep for key in selected}),
-    ]
-    for name, wanted, found in asked:
-        if wanted - found:
-            text = ", ".join(map(str, sorted(wanted - found)))
+    def shown(block: int, pool: int | str) -> int | str:
+        return pool if pool == "cls" else blocks[block].pool(pool)
+
+    def is_selected(key: FeatureKey) -> bool:
+        pools = asked_pools(key.block)
+        return (
+            (spec.blocks is None or key.block in spec.blocks)
+            and (spec.timesteps is None or key.timestep in spec.timesteps)
+            and (pools is None or key.pool in {shown(key.block, pool) for pool in pools})
+        )
+
+    selected = [key for key in have if is_selected(key)]
+    found = {(key.block, key.pool) for key in selected}
+
+    def there(pool: int | str) -> bool:
+        """Whether a block has the pool, of those whose maps are large enough for it if there are any."""
+        which = [b for b in spec.blocks or {key.block for key in have} if not (spec.blocks or {}).get(b)]
+        large = [b for b in which if isinstance(pool, str) or blocks[b].size >= pool]
+        return not which or any((b, shown(b, pool)) in found for b in large or which)
+
+    absent: dict[str, set[Any]] = {
+        "blocks": set(spec.blocks or ()) - {key.block for key in selected},
+        "timesteps": set(spec.timesteps or ()) - {key.timestep for key in selected},
+        "pools": {pool for pool in spec.pools or () if not there(pool)},
+    }
+    for block, own in (spec.blocks or {}).items():
+        absent["pools"] |= {f"{pool} of block {block}" for pool in own if (block, shown(block, pool)) not in found}
+    for name, missing in absent.items():
+        if missing or not selected:
+            text = ", ".join(sorted(map(str, missing))) or "at all"
             raise NothingToProbe(
                 f"{store.path} has no {name} {text} with the rest of the selection; it has "
                 f"{'; '.join(grids(have)) or 'no settings yet'}"
             )
-    if not selected:
-        pool_text = FULL if spec.pools is None else ",".join(map(str, spec.pools))
-        raise NothingToProbe(
-            f"{store.path} has no such setting (pools {pool_text}); it has {'; '.join(grids(have)) or 'none yet'}"
-        )
     return selected
 
 

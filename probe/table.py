@@ -27,8 +27,9 @@ def ranking(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(rows) > _SHOWN:
         lines.append(f"… and {len(rows) - _SHOWN} more")
     best = rows[0]
+    copy = "".join(f", {name}" for name in _copy(best))
     lines.append(
-        f"best by val: {best['head']} on block {best['block']}, timestep {best['timestep']}, pool {best['pool']}: "
+        f"best by val: {best['head']} on block {best['block']}, timestep {best['timestep']}, pool {best['pool']}{copy}: "
         f"test top-1 {best['test']:.4f} [{best['low']:.4f}, {best['high']:.4f}] on {best['n_test']} rows"
     )
     return lines
@@ -41,8 +42,13 @@ def _by_setting(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, 
     return list(groups.values())
 
 
+def _copy(result: Mapping[str, Any]) -> list[str]:
+    """Which further noise draw or crop a result is of."""
+    return [f"{name} {result[name]}" for name in ("draw", "crop") if result[name]]
+
+
 def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    flags = []
+    flags = _copy(group[0])
     if any(result["at_edge"] for result in group):
         flags.append("choice at the grid's edge")
     if not all(result.get("converged", True) for result in group):

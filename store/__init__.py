@@ -13,7 +13,8 @@ from .errors import (
     UnknownFeatures,
     UnsupportedFormat,
 )
-from .feature_store import Batch, FeatureStore, StoreHeader, common_keys
+from .feature_store import Batch, FeatureStore, common_keys
+from .header import StoreHeader
 from .identity import Identity, canonical_json, digest
 from .key import FeatureKey
 from .rows import NO_LABEL, LeftOut, RowTable, row_order, salted_fractions

@@ -17,7 +17,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from .errors import IdentityMismatch, StoreError
-from .feature_store import FeatureStore, StoreHeader, read_header
+from .feature_store import FeatureStore
+from .header import StoreHeader, read_header
 from .identity import Identity
 from .key import FeatureKey
 from .layout import JOURNAL, ROOT, feature_document, group_document, journal_document
@@ -76,20 +77,25 @@ def add_split(store: FeatureStore, split: str, ids: NDArray[np.object_], labels:
     """
     if ids.shape != labels.shape:
         raise ValueError(f"there must be one label an id, got {ids.shape} ids and {labels.shape} labels")
-    data_id = ids_digest(ids)
-    attributes = {"diffssl": {"data_id": data_id, "rows": len(ids)}}
+    attributes = {"diffssl": {"data_id": ids_digest(ids), "rows": len(ids)}}
     store.storage.create(f"{split}/{ROOT}", group_document(attributes))
     store.refresh()
+    check_split(store, split, ids)
+    for name, content in _row_files(ids, labels):
+        store.storage.create(f"{split}/{name}", content)
+    store.storage.create(f"{split}/features/{ROOT}", group_document())
+    return int((store.labels(split) != labels).sum())
+
+
+def check_split(store: FeatureStore, split: str, ids: NDArray[np.object_]) -> None:
+    """Raise ``IdentityMismatch`` if a split of the store has other (n,) sample ids, in row order."""
+    data_id = ids_digest(ids)
     if (store.data_id(split), store.n_rows(split)) != (data_id, len(ids)):
         raise IdentityMismatch(
             store.path,
             f"the store has other samples in its split {split!r}; choose another --store for other data",
             [("data_id", store.data_id(split), data_id), ("rows", store.n_rows(split), len(ids))],
         )
-    for name, content in _row_files(ids, labels):
-        store.storage.create(f"{split}/{name}", content)
-    store.storage.create(f"{split}/features/{ROOT}", group_document())
-    return int((store.labels(split) != labels).sum())
 
 
 def add_arrays(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,12 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
-from .block import Block
-from .errors import CorruptStore, IncompleteFeatures, StoreNotFound, UnknownFeatures, UnsupportedFormat
+from .errors import CorruptStore, IncompleteFeatures, UnknownFeatures
+from .header import RESTORE, StoreHeader, read_document, read_header
 from .identity import Identity
 from .journal import Journal
 from .key import FeatureKey, grids
-from .layout import FORMAT, JOURNAL, ROOT, ArrayLayout, block_range, store_dtype
+from .layout import JOURNAL, ROOT, ArrayLayout, block_range
 from .rows import NO_LABEL, RowTable, ids_digest
 from .selection import format_numbers
 from .shard import DamagedShard, read_shard
@@ -30,63 +29,6 @@ if TYPE_CHECKING:
     import dask.array
 
 _READERS = 4
-
-
-@dataclass(frozen=True)
-class StoreHeader:
-    """What is fixed when a store is created: the root's attributes.
-
-    Attributes:
-        identity: what a feature vector means.
-        classes: class names of all splits, sorted; a label is an index into them.
-        row_block: rows of a row block.
-        batch_size: images of a forward pass; another size changes float16 values by a few ulp.
-        dtype: of stored features, ``float16`` or ``float32``.
-        memory_format: of activations in the forward pass.
-        blocks: of the backbone.
-        model: name of the backbone, for people.
-        versions: versions and device of the creator; not compared.
-    """
-
-    identity: Identity
-    classes: Sequence[str]
-    row_block: int
-    batch_size: int
-    dtype: str
-    memory_format: str
-    blocks: Sequence[Block]
-    model: str
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The root's attributes."""
-        plain = ("row_block", "batch_size", "dtype", "memory_format", "model")
-        return {
-            "format": FORMAT,
-            "feature_id": self.identity.feature_id,
-            "identity": dict(self.identity.fields),
-            "classes": list(self.classes),
-            "blocks": [block.to_json() for block in self.blocks],
-            "versions": dict(self.versions),
-            **{name: getattr(self, name) for name in plain},
-        }
-
-    def layout(self, key: FeatureKey, rows: int) -> ArrayLayout:
-        """Shape, dtype and chunking of a setting's array in a split of ``rows`` rows. The block must be known."""
-        block = next(block for block in self.blocks if block.number == key.block)
-        row_shape = (block.channels, 1, 1) if isinstance(key.pool, str) else (block.channels, key.pool, key.pool)
-        return ArrayLayout(rows, row_shape, store_dtype(self.dtype), self.row_block)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> StoreHeader:
-        """Invert :meth:`to_json`; unknown attributes are ignored."""
-        names = ("classes", "row_block", "batch_size", "dtype", "memory_format", "model", "versions")
-        blocks = [Block.from_json(block) for block in value["blocks"]]
-        store_dtype(value["dtype"])
-        identity = Identity(value["identity"])
-        if identity.feature_id != value["feature_id"]:
-            raise ValueError(f"the identity has the feature_id {identity.feature_id}, not {value['feature_id']}")
-        return cls(identity=identity, blocks=blocks, **{name: value[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -134,12 +76,12 @@ class FeatureStore:
         """See what was committed since the store was opened, by any process."""
         for name in self.storage.folders(""):
             if name != JOURNAL and name not in self._splits and self.storage.exists(f"{name}/{ROOT}"):
-                attributes = _document(self.storage, f"{name}/{ROOT}").get("attributes", {}).get("diffssl")
+                attributes = read_document(self.storage, f"{name}/{ROOT}").get("attributes", {}).get("diffssl")
                 if attributes is not None:
                     try:
                         self._splits[name] = (attributes["data_id"], attributes["rows"])
                     except (KeyError, TypeError) as error:
-                        raise CorruptStore(self.path, f"{name}/{ROOT} is damaged ({error!r}); {_RESTORE}") from error
+                        raise CorruptStore(self.path, f"{name}/{ROOT} is damaged ({error!r}); {RESTORE}") from error
         self.journal.refresh(self._splits)
 
     @property
@@ -197,7 +139,7 @@ class FeatureStore:
         if split not in self._labels:
             labels = self._row_array(split, "label").astype(np.int32)
             if (labels < NO_LABEL).any():
-                raise CorruptStore(self.path, f"{split}/rows/label lacks data; {_RESTORE}")
+                raise CorruptStore(self.path, f"{split}/rows/label lacks data; {RESTORE}")
             labels.flags.writeable = False  # the one copy that all readers share
             self._labels[split] = labels
         return self._labels[split]
@@ -206,7 +148,7 @@ class FeatureStore:
         """(n,) sample ids of a split in row order, checked against ``data_id``. Raises ``CorruptStore``."""
         ids = self._row_array(split, "id").astype(object)
         if ids_digest(ids) != self.data_id(split):
-            raise CorruptStore(self.path, f"{split}/rows/id does not have the digest of the split; {_RESTORE}")
+            raise CorruptStore(self.path, f"{split}/rows/id does not have the digest of the split; {RESTORE}")
         return ids
 
     def rows(self, split: str) -> RowTable:
@@ -364,7 +306,7 @@ class FeatureStore:
                 read_shard(self.storage, name, layout, shard, within, out, self.committed(key, split, shard))
             except DamagedShard as error:
                 block = rows.start // self.header.row_block
-                raise CorruptStore(self.path, f"row block {block} of {split}, {key}: {error} ({name}); {_RESTORE}") from None
+                raise CorruptStore(self.path, f"row block {block} of {split}, {key}: {error} ({name}); {RESTORE}") from None
 
     def committed(self, key: FeatureKey, split: str, shard: int) -> set[str]:
         """Checksums that a shard may have by the journal; none if its row block is not committed."""
@@ -392,7 +334,7 @@ class FeatureStore:
             array = zarr.open_array(LocalStore(self.storage.root, read_only=True), path=f"{split}/rows/{name}", mode="r")
             values = np.asarray(array[:])
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
-            raise CorruptStore(self.path, f"{split}/rows/{name} cannot be read ({error}); {_RESTORE}") from error
+            raise CorruptStore(self.path, f"{split}/rows/{name} cannot be read ({error}); {RESTORE}") from error
         if values.shape != (n_rows,):
             raise CorruptStore(self.path, f"{split}/rows/{name} has shape {values.shape}, expected ({n_rows},)")
         return values
@@ -405,9 +347,6 @@ class FeatureStore:
         text = f"{count} of {len(rows)} rows of {split}, {key}, are not committed yet. Complete them with:\n  {command}"
         alone = f"\nor ask for the committed rows alone: the first {first} (--limit {first}, rows=slice({first}))"
         return text + (alone if first else "")
-
-
-_RESTORE = "restore it from a copy, or remove the commits that name it and run the extraction again"
 
 
 @dataclass(frozen=True)
@@ -433,33 +372,6 @@ class _Lazy:
         values = values[numbers - first]
         part: NDArray[Any] = values[tuple(rest)] if numbers.ndim == 0 else values[(slice(None), *rest)]
         return part
-
-
-def read_header(storage: LocalStorage) -> StoreHeader:
-    """Read the root of a store. Raises ``StoreNotFound``, ``UnsupportedFormat`` or ``CorruptStore``."""
-    if not storage.exists(ROOT):
-        raise StoreNotFound(str(storage), "there is no feature store here; diffssl-extract makes one")
-    attributes = _document(storage, ROOT).get("attributes", {}).get("diffssl")
-    if attributes is None:
-        raise StoreNotFound(str(storage), "this is a Zarr group, but not a feature store; choose another --store")
-    if attributes.get("format") != FORMAT:
-        raise UnsupportedFormat(
-            str(storage), f"the store has format {attributes.get('format')}, this diffssl reads {FORMAT}; upgrade diffssl"
-        )
-    try:
-        return StoreHeader.from_json(attributes)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptStore(str(storage), f"{ROOT} is damaged ({error!r}); {_RESTORE}") from error
-
-
-def _document(storage: LocalStorage, name: str) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(storage.read(name))
-    except ValueError as error:
-        raise CorruptStore(str(storage), f"{name} is not JSON ({error}); {_RESTORE}") from error
-    if not isinstance(document, dict):
-        raise CorruptStore(str(storage), f"{name} is no zarr document; {_RESTORE}")
-    return document
 
 
 def common_keys(store: FeatureStore, splits: Iterable[str]) -> list[FeatureKey]:

@@ -161,11 +161,3 @@ def _commit(
         writer = UnitWriter(store, split, block, keys, list(ids))
         writer.write({key: np.ascontiguousarray(values[key][block * size :][: len(ids)]) for key in keys}, unreadable)
         writer.commit(limit, COMMAND, {})
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of defects that are known and not mended yet are listed in known_defects.txt and expected to fail."""
-    names = (Path(__file__).parent / "known_defects.txt").read_text().splitlines()
-    for item in items:
-        if item.nodeid.split("[")[0] in names:
-            item.add_marker(pytest.mark.xfail(reason="known defect, see tests/known_defects.txt", strict=False))

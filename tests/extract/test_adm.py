@@ -16,8 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 from diffssl.extract import CheckpointMismatch, ExtractError, UnknownBlock
-from diffssl.extract.adm import ADM, build_unet, check_condition, load_adm, measure_blocks
-from diffssl.extract.zoo import BUNDLED, DEFAULTS, PUBLISHED, ModelSource, find_model, model_config
+from diffssl.extract.adm import ADM, build_unet, load_adm, measure_blocks
+from diffssl.extract.zoo import BUNDLED, DEFAULTS, PUBLISHED, ModelSource, check_condition, find_model, model_config
 from guided_diffusion.script_util import create_model_and_diffusion
 from torch import Tensor, nn
 

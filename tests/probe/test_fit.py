@@ -49,7 +49,9 @@ def fit(
     moments = data.moments(protocol.moments)
     if head == "logreg":
         return fit_logreg(data, moments, protocol, 4, refit)
-    spec = ProbeSpec(Path("none"), [head], refit=refit, steps=60, hidden=(16,), learning_rates=rates, device="cpu")
+    spec = ProbeSpec(
+        Path("none"), [head], refit=refit, steps=60, hidden=(16,), learning_rates=rates, weight_decays=[0.0], device="cpu"
+    )
     return fit_torch_head(data, moments, protocol, 4, spec, head, 0)
 
 

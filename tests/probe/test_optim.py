@@ -32,17 +32,19 @@ def losses(parameters: list[Tensor], step: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("decays", [[0.0] * len(RATES), [0.5 * copy for copy in range(len(RATES))]])
 @pytest.mark.parametrize("schedule", [constant, cosine])
 def test_every_copy_follows_adamw_with_its_own_rate(
-    dtype: torch.dtype, weight_decay: float, schedule: Callable[[int], float]
+    dtype: torch.dtype, decays: list[float], schedule: Callable[[int], float]
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(len(RATES), *shape, generator=generator, dtype=dtype) for shape in ((5, 4), (1, 4))]
     stacked = [nn.Parameter(value.clone()) for value in start]
-    ours = StackedAdamW(stacked, torch.tensor(RATES, dtype=dtype), weight_decay)
+    ours = StackedAdamW(stacked, torch.tensor(RATES, dtype=dtype), torch.tensor(decays, dtype=dtype))
     plain = [[nn.Parameter(value[copy : copy + 1].clone()) for value in start] for copy in range(len(RATES))]
-    theirs = [torch.optim.AdamW(own, lr=rate, weight_decay=weight_decay) for own, rate in zip(plain, RATES, strict=True)]
+    theirs = [
+        torch.optim.AdamW(own, lr=rate, weight_decay=decay) for own, rate, decay in zip(plain, RATES, decays, strict=True)
+    ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, schedule) for optimiser in theirs]
     tolerance = 1e-12 if dtype == torch.float64 else 2e-6
     for step in range(STEPS):
@@ -62,7 +64,7 @@ def test_every_copy_follows_adamw_with_its_own_rate(
 def test_betas_and_eps_are_those_of_adamw() -> None:
     start = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     stacked = nn.Parameter(start.clone())
-    ours = StackedAdamW([stacked], torch.tensor([0.1, 0.2], dtype=torch.float64), 0.0, betas=(0.5, 0.6), eps=0.1)
+    ours = StackedAdamW([stacked], torch.tensor([0.1, 0.2], dtype=torch.float64), torch.zeros(2), betas=(0.5, 0.6), eps=0.1)
     plain = nn.Parameter(start[1:].clone())
     theirs = torch.optim.AdamW([plain], lr=0.2, betas=(0.5, 0.6), eps=0.1, weight_decay=0.0)
     for step in range(STEPS):
@@ -76,7 +78,7 @@ def test_betas_and_eps_are_those_of_adamw() -> None:
 
 def test_a_step_clears_the_gradients() -> None:
     parameter = nn.Parameter(torch.ones(2, 3))
-    optimiser = StackedAdamW([parameter], torch.tensor([0.1, 0.2]), 0.0)
+    optimiser = StackedAdamW([parameter], torch.tensor([0.1, 0.2]), torch.zeros(2))
     parameter.square().sum().backward()  # type: ignore[no-untyped-call]
     optimiser.step(1.0)
     assert parameter.grad is None
@@ -84,7 +86,7 @@ def test_a_step_clears_the_gradients() -> None:
 
 def test_a_factor_of_zero_leaves_the_parameters() -> None:
     parameter = nn.Parameter(torch.ones(2, 3))
-    optimiser = StackedAdamW([parameter], torch.tensor([0.1, 0.2]), 0.5)
+    optimiser = StackedAdamW([parameter], torch.tensor([0.1, 0.2]), torch.full((2,), 0.5))
     parameter.square().sum().backward()  # type: ignore[no-untyped-call]
     optimiser.step(0.0)
     assert torch.equal(parameter, torch.ones(2, 3))

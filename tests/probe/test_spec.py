@@ -39,13 +39,14 @@ def test_an_unknown_head_is_refused_and_the_known_ones_are_listed() -> None:
         {"limit": -5},
         {"learning_rates": []},
         {"learning_rates": [1e-3, 0.0]},
-        {"weight_decay": -0.1},
+        {"weight_decays": [0.0, -0.1]},
+        {"weight_decays": []},
         {"hidden": [64, 0]},
     ],
     ids=str,
 )
 def test_numbers_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"at least 1|must be positive|unknown heads"):
+    with pytest.raises(ValueError, match=r"at least 1|must be positive|must not be negative|unknown heads"):
         ProbeSpec(**{"store": STORE, "heads": ["linear"], **wrong})
 
 
@@ -81,7 +82,7 @@ def test_results_lie_where_they_are_wanted() -> None:
     [
         ({"steps": 17}, {"linear", "mlp"}),
         ({"batch_size": 17}, {"linear", "mlp"}),
-        ({"weight_decay": 0.5}, {"linear", "mlp"}),
+        ({"weight_decays": [0.5]}, {"linear", "mlp"}),
         ({"learning_rates": [1e-2]}, {"linear", "mlp"}),
         ({"hidden": [8, 8]}, {"mlp"}),
         ({"device": "cpu"}, set()),

@@ -166,7 +166,7 @@ def test_only_what_is_new_is_fitted(store: FeatureStore, fits: list[Any]) -> Non
     assert sorted(fits) == sorted((key.path, "linear", seed) for key in GRID if key.block == 2 for seed in (0, 1))
 
 
-@pytest.mark.parametrize("change", [{"steps": 21}, {"limit": 150}, {"refit": False}, {"weight_decay": 0.5}], ids=str)
+@pytest.mark.parametrize("change", [{"steps": 21}, {"limit": 150}, {"refit": False}, {"weight_decays": [0.5]}], ids=str)
 def test_what_changes_a_fit_makes_it_again(store: FeatureStore, fits: list[Any], change: dict[str, Any]) -> None:
     one = {"blocks": {1: {1}}, "timesteps": [10]}
     run(store, "linear", **one)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffssl.probe.data import SettingData
 from diffssl.probe.heads import StackedMLP
-from diffssl.probe.train import TrainOptions, score_head, train_head
+from diffssl.probe.train import TrainOptions, Trial, score_head, train_head
 from diffssl.store import FeatureKey, FeatureStore
 from numpy.typing import NDArray
 from torch import nn
@@ -22,9 +22,10 @@ MakeStore = Callable[..., FeatureStore]
 
 KEY = FeatureKey(1, 10, 1)
 ROWS = {"train": np.arange(20, 250)}
+DECAY = 0.01
 RATES = [1e-3, 1e-2, 1e-1]
 CPU = torch.device("cpu")
-LINEAR = TrainOptions(hidden=(), steps=25, batch_size=32, weight_decay=0.01, device=CPU)
+LINEAR = TrainOptions(hidden=(), steps=25, batch_size=32, device=CPU)
 MLP = dataclasses.replace(LINEAR, hidden=(16, 12))
 HEADS = pytest.mark.parametrize("options", [LINEAR, MLP], ids=["linear", "mlp"])
 
@@ -35,7 +36,8 @@ def data(make_store: MakeStore) -> SettingData:
 
 
 def train(data: SettingData, options: TrainOptions, rates: list[float] | None = None, seed: int = 0) -> StackedMLP:
-    return train_head(data, ROWS, data.moments(ROWS), 4, RATES if rates is None else rates, options, seed)
+    trials = [Trial(rate, DECAY) for rate in rates or RATES]
+    return train_head(data, ROWS, data.moments(ROWS), 4, trials, options, seed)
 
 
 def by_hand(data: SettingData, options: TrainOptions, rate: float, seed: int) -> nn.Sequential:
@@ -50,7 +52,7 @@ def by_hand(data: SettingData, options: TrainOptions, rate: float, seed: int) ->
             linear.bias.copy_(bias[0, 0])
         layers += [linear, nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=options.weight_decay)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / options.steps)))
     batches = data.shuffled(ROWS, data.moments(ROWS), options.batch_size, np.random.default_rng(seed))
     for features, labels in islice(batches, options.steps):

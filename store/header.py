@@ -1,0 +1,102 @@
+"""What is fixed when a store is created: the attributes of its root."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .block import Block
+from .errors import CorruptStore, StoreNotFound, UnsupportedFormat
+from .identity import Identity
+from .key import FeatureKey
+from .layout import FORMAT, ROOT, ArrayLayout, store_dtype
+from .storage import LocalStorage
+
+RESTORE = "restore it from a copy, or remove the commits that name it and run the extraction again"
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """What is fixed when a store is created: the root's attributes.
+
+    Attributes:
+        identity: what a feature vector means.
+        classes: class names of all splits, sorted; a label is an index into them.
+        row_block: rows of a row block.
+        batch_size: images of a forward pass; another size changes float16 values by a few ulp.
+        dtype: of stored features, ``float16`` or ``float32``.
+        memory_format: of activations in the forward pass.
+        blocks: of the backbone.
+        model: name of the backbone, for people.
+        versions: versions and device of the creator; not compared.
+    """
+
+    identity: Identity
+    classes: Sequence[str]
+    row_block: int
+    batch_size: int
+    dtype: str
+    memory_format: str
+    blocks: Sequence[Block]
+    model: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The root's attributes."""
+        plain = ("row_block", "batch_size", "dtype", "memory_format", "model")
+        return {
+            "format": FORMAT,
+            "feature_id": self.identity.feature_id,
+            "identity": dict(self.identity.fields),
+            "classes": list(self.classes),
+            "blocks": [block.to_json() for block in self.blocks],
+            "versions": dict(self.versions),
+            **{name: getattr(self, name) for name in plain},
+        }
+
+    def layout(self, key: FeatureKey, rows: int) -> ArrayLayout:
+        """Shape, dtype and chunking of a setting's array in a split of ``rows`` rows. The block must be known."""
+        block = next(block for block in self.blocks if block.number == key.block)
+        row_shape = (block.channels, 1, 1) if isinstance(key.pool, str) else (block.channels, key.pool, key.pool)
+        return ArrayLayout(rows, row_shape, store_dtype(self.dtype), self.row_block)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StoreHeader:
+        """Invert :meth:`to_json`; unknown attributes are ignored."""
+        names = ("classes", "row_block", "batch_size", "dtype", "memory_format", "model", "versions")
+        blocks = [Block.from_json(block) for block in value["blocks"]]
+        store_dtype(value["dtype"])
+        identity = Identity(value["identity"])
+        if identity.feature_id != value["feature_id"]:
+            raise ValueError(f"the identity has the feature_id {identity.feature_id}, not {value['feature_id']}")
+        return cls(identity=identity, blocks=blocks, **{name: value[name] for name in names})
+
+
+def read_header(storage: LocalStorage) -> StoreHeader:
+    """Read the root of a store. Raises ``StoreNotFound``, ``UnsupportedFormat`` or ``CorruptStore``."""
+    if not storage.exists(ROOT):
+        raise StoreNotFound(str(storage), "there is no feature store here; diffssl-extract makes one")
+    attributes = read_document(storage, ROOT).get("attributes", {}).get("diffssl")
+    if attributes is None:
+        raise StoreNotFound(str(storage), "this is a Zarr group, but not a feature store; choose another --store")
+    if attributes.get("format") != FORMAT:
+        raise UnsupportedFormat(
+            str(storage), f"the store has format {attributes.get('format')}, this diffssl reads {FORMAT}; upgrade diffssl"
+        )
+    try:
+        return StoreHeader.from_json(attributes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptStore(str(storage), f"{ROOT} is damaged ({error!r}); {RESTORE}") from error
+
+
+def read_document(storage: LocalStorage, name: str) -> dict[str, Any]:
+    """A zarr.json as it is. Raises ``CorruptStore``."""
+    try:
+        document: dict[str, Any] = json.loads(storage.read(name))
+    except ValueError as error:
+        raise CorruptStore(str(storage), f"{name} is not JSON ({error}); {RESTORE}") from error
+    if not isinstance(document, dict):
+        raise CorruptStore(str(storage), f"{name} is no zarr document; {RESTORE}")
+    return document

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 # Pillow's own threshold for a suspicious image: a quarter of a gigabyte of RGB.
+_ORIENTATION = 0x0112  # exif tag
+
 MAX_PIXELS = 89_478_485
 
 
@@ -52,7 +54,8 @@ def decode(content: bytes, image_size: int) -> NDArray[np.uint8]:
             if image.width * image.height > MAX_PIXELS:
                 raise UndecodableImage(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
             image.load()
-            pixels = _centre_crop(_to_rgb(ImageOps.exif_transpose(image)), image_size)
+            upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+            pixels = _centre_crop(_to_rgb(upright), image_size)
     except UndecodableImage:
         raise
     except MemoryError:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..store import LeftOut
 from .errors import ExtractError
 from .images import UndecodableImage, decode
-from .noise import noise_for
+from .noise import noise_batch
 from .sources import SplitData
 
 _RETRY_SECONDS = (0.2, 1.0, 5.0)
@@ -36,8 +36,17 @@ class ImageBatch:
     left_out: Mapping[int, LeftOut]
 
 
+@dataclass(frozen=True)
+class FileBatch:
+    """Files of consecutive rows, as they are on disk."""
+
+    data: SplitData
+    rows: range
+    contents: Sequence[bytes]
+
+
 class Loader:
-    """Decodes and draws noise in threads.
+    """Reads, decodes and draws noise in threads.
 
     Args:
         image_size: side of the images.
@@ -50,12 +59,16 @@ class Loader:
         self._batch_size = batch_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="diffssl-load")
 
-    def batches(self, data: SplitData, rows: range) -> list[Future[ImageBatch]]:
-        """Start decoding rows, which are one row block, in batches."""
+    def read(self, data: SplitData, rows: range) -> list[Future[FileBatch]]:
+        """Start reading the files of rows, which are one row block, in batches."""
         starts = range(rows.start, rows.stop, self._batch_size)
         return [
-            self._pool.submit(self._decode, data, range(start, min(start + self._batch_size, rows.stop))) for start in starts
+            self._pool.submit(_read_batch, data, range(start, min(start + self._batch_size, rows.stop))) for start in starts
         ]
+
+    def decode(self, files: Sequence[Future[FileBatch]]) -> list[Future[ImageBatch]]:
+        """Start decoding files whose reading was started."""
+        return [self._pool.submit(self._decode, batch) for batch in files]
 
     def noise(
         self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int
@@ -69,20 +82,24 @@ class Loader:
 
     def _draw(self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int) -> NDArray[np.float32]:
         noise = np.zeros((self._batch_size, *shape), dtype=np.float32)
-        for i, sample_id in enumerate(ids):
-            noise[i] = noise_for(seed, sample_id, timestep, shape, draw)
+        noise[: len(ids)] = noise_batch(seed, ids, timestep, shape, draw)
         return noise
 
-    def _decode(self, data: SplitData, rows: range) -> ImageBatch:
+    def _decode(self, files: Future[FileBatch]) -> ImageBatch:
+        batch = files.result()
+        data, rows = batch.data, batch.rows
         pixels = np.zeros((self._batch_size, self._image_size, self._image_size, 3), dtype=np.uint8)
         left_out: dict[int, LeftOut] = {}
-        for i, row in enumerate(rows):
-            content = _read(data, row)
+        for i, (row, content) in enumerate(zip(rows, batch.contents, strict=True)):
             try:
                 pixels[i] = decode(content, self._image_size)
             except UndecodableImage as error:
                 left_out[row] = LeftOut(data.ids[row], str(error))
         return ImageBatch(rows.start, list(data.ids[rows.start : rows.stop]), pixels, left_out)
+
+
+def _read_batch(data: SplitData, rows: range) -> FileBatch:
+    return FileBatch(data, rows, [_read(data, row) for row in rows])
 
 
 def _read(data: SplitData, row: int) -> bytes:

@@ -35,16 +35,34 @@ def noise_for(
     Returns:
         float32 array of the given shape.
     """
-    message = json.dumps([SCHEME, int(seed), sample_id, int(timestep), int(draw), int(crop)], ensure_ascii=False).encode()
-    key = int.from_bytes(blake2b(message, digest_size=16, person=b"diffssl-noise").digest(), "little")
+    noise: NDArray[np.float32] = noise_batch(seed, [sample_id], timestep, shape, draw, crop)[0]
+    return noise
+
+
+def noise_batch(
+    seed: int, sample_ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int = 0, crop: int = 0
+) -> NDArray[np.float32]:
+    """:func:`noise_for` of several samples, (n, *shape) float32."""
     size = math.prod(shape)
     pairs = -(-size // 2)
-    words = np.random.Philox(key=key).random_raw(2 * pairs) >> np.uint64(11)
-    uniform = words.astype(np.float64)
-    # The first half in (0, 1], so that its logarithm is finite; the second half is an angle in [0, 2 pi).
-    radius = np.sqrt(-2.0 * np.log((uniform[:pairs] + 1.0) * 2.0**-53))
-    angle = uniform[pairs:] * (2.0 * math.pi * 2.0**-53)
-    normals = np.empty(2 * pairs, dtype=np.float32)
-    normals[:pairs] = radius * np.cos(angle)
-    normals[pairs:] = radius * np.sin(angle)
-    return normals[:size].reshape(tuple(shape))
+    noise = np.empty((len(sample_ids), size), dtype=np.float32)
+    philox = np.random.Philox(key=0)
+    start = philox.state
+    for i, sample_id in enumerate(sample_ids):
+        message = json.dumps([SCHEME, int(seed), sample_id, int(timestep), int(draw), int(crop)], ensure_ascii=False)
+        key = blake2b(message.encode(), digest_size=16, person=b"diffssl-noise").digest()
+        # A new key in place of a new generator, which takes as long as the numbers themselves.
+        start["state"]["key"] = np.frombuffer(key, dtype="<u8").astype(np.uint64)
+        philox.state = start
+        uniform = (philox.random_raw(2 * pairs) >> np.uint64(11)).astype(np.float64)
+        # The first half in (0, 1], so that its logarithm is finite; the second half is an angle in [0, 2 pi).
+        radius, angle = uniform[:pairs], uniform[pairs:]
+        radius += 1.0
+        radius *= 2.0**-53
+        np.log(radius, out=radius)
+        radius *= -2.0
+        np.sqrt(radius, out=radius)
+        angle *= 2.0 * math.pi * 2.0**-53
+        noise[i, :pairs] = radius * np.cos(angle)
+        noise[i, pairs:] = (radius * np.sin(angle))[: size - pairs]
+    return noise.reshape(len(sample_ids), *shape)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from .plan import Work, still_missing
 from .pooling import pool_map
 from .sources import SplitData
 
-_NOISE_AHEAD = 3
+_NOISE_AHEAD = 8
 _WRITES_AHEAD = 8
 
 
@@ -101,6 +102,9 @@ class Pipeline:
         self._commit = commit
         self._progress = progress
         self._dtype = {2: torch.float16, 4: torch.float32}[np.dtype(store.header.dtype).itemsize]
+        # A GPU works beside the loader's threads. A CPU's cores are all in the forward pass, where one that is taken
+        # away makes the others wait: there they take turns, and only files, which wait for storage, are read ahead.
+        self._side_by_side = backbone.device.type != "cpu"
         self._loader = Loader(backbone.sample_shape[1], store.header.batch_size, threads)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="diffssl-write")
         self._writes: deque[Future[object]] = deque()
@@ -108,17 +112,20 @@ class Pipeline:
     def run(self, work: Sequence[Work]) -> None:
         """Do the work. Whatever ends it, commits that were started are finished and no others are made."""
         try:
-            decoded = deque(self._decode(item) for item in work[:1])
+            ahead = deque(self._read(item) for item in work[:1])
             for i, item in enumerate(work):
-                decoded.extend(self._decode(following) for following in work[i + 1 : i + 2])
-                self._row_block(still_missing(self._store, item), decoded.popleft())
+                ahead.extend(self._read(following) for following in work[i + 1 : i + 2])
+                self._row_block(still_missing(self._store, item), ahead.popleft()())
             self._settle(0)
         finally:
             self._loader.close()
             self._writer.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, item: Work) -> list[Future[ImageBatch]]:
-        return self._loader.batches(self._splits[item.split], item.rows)
+    def _read(self, item: Work) -> Callable[[], list[Future[ImageBatch]]]:
+        """Start reading the files of a row block and, beside a GPU, decoding them; the result gives the images."""
+        files = self._loader.read(self._splits[item.split], item.rows)
+        images = self._loader.decode(files) if self._side_by_side else None
+        return lambda: self._loader.decode(files) if images is None else images
 
     def _row_block(self, item: Work, batches: Sequence[Future[ImageBatch]]) -> None:
         if not item.keys:  # committed by another process meanwhile
@@ -128,6 +135,9 @@ class Pipeline:
         writers = {
             timestep: UnitWriter(self._store, item.split, item.row_block, keys, ids) for timestep, keys in item.keys.items()
         }
+        if not self._side_by_side:
+            for batch in batches:
+                self._wait(batch)
         pending: _Started | None = None
         for step, noise in self._with_noise(self._steps(item, batches)):
             started = self._forward(step, noise)
@@ -148,20 +158,24 @@ class Pipeline:
                     yield Step(self._wait(batch), timestep, draw, own, last)
 
     def _with_noise(self, steps: Iterator[Step]) -> Iterator[tuple[Step, NDArray[np.float32] | None]]:
-        """Steps with their noise, drawn a few steps ahead."""
-        ahead: deque[tuple[Step, Future[NDArray[np.float32]] | None]] = deque()
+        """Steps with their noise, drawn for a few steps at once."""
+        if self._seed is None:
+            yield from ((step, None) for step in steps)
+            return
         shape = self._backbone.sample_shape
-        for step in steps:
-            noise = None
-            if self._seed is not None:
-                noise = self._loader.noise(self._seed, step.images.ids, step.timestep, shape, step.draw)
-            ahead.append((step, noise))
-            if len(ahead) > _NOISE_AHEAD:
-                first, drawn = ahead.popleft()
-                yield first, None if drawn is None else self._wait(drawn)
-        while ahead:
-            first, drawn = ahead.popleft()
-            yield first, None if drawn is None else self._wait(drawn)
+        drawn: deque[tuple[Step, Future[NDArray[np.float32]]]] = deque()
+        while True:
+            if not drawn or self._side_by_side:
+                for step in islice(steps, _NOISE_AHEAD - len(drawn)):
+                    noise = self._loader.noise(self._seed, step.images.ids, step.timestep, shape, step.draw)
+                    drawn.append((step, noise))
+                if not self._side_by_side:
+                    for _, noise in drawn:
+                        self._wait(noise)
+            if not drawn:
+                return
+            step, noise = drawn.popleft()
+            yield step, self._wait(noise)
 
     @torch.inference_mode()
     def _forward(self, step: Step, noise: NDArray[np.float32] | None) -> _Started:
@@ -176,8 +190,13 @@ class Pipeline:
             sizes.setdefault(key.block, {})[key.pool] = key
         host: dict[FeatureKey, Tensor] = {}
         for block, activation in self._backbone.features(x, step.timestep, sizes):
-            for size, pooled in pool_map(activation, sizes[block]).items():
-                host[sizes[block][size]] = _to_host(pooled.to(self._dtype))
+            pooled = pool_map(activation, sizes[block])
+            # One cast and one copy a block, whatever the number of pools.
+            flat = [values.flatten(1) for values in pooled.values()]
+            parts = _to_host((flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)).to(self._dtype))
+            columns = torch.split(parts, [values.shape[1] for values in flat], dim=1)
+            for (size, values), part in zip(pooled.items(), columns, strict=True):
+                host[sizes[block][size]] = part.reshape(values.shape)
         wait = _after_copies(self._backbone.device)
         self.timings.backbone += time.perf_counter() - started
         return _Started(step, host, wait)

@@ -180,9 +180,11 @@ def _digits() -> Listing:
     images = np.round(data.images * (255 / 16)).astype(np.uint8)
     names = [str(int(digit)) for digit in data.target]
 
-    def read(i: int) -> bytes:
-        content = io.BytesIO()
-        Image.fromarray(images[i]).save(content, format="PNG")
-        return content.getvalue()
+    contents = [_png(image) for image in images]
+    return Listing([f"{name}/{i:04d}" for i, name in enumerate(names)], names, contents.__getitem__)
 
-    return Listing([f"{name}/{i:04d}" for i, name in enumerate(names)], names, read)
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, format="PNG")
+    return content.getvalue()

@@ -10,8 +10,11 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _TEMPORARY = "tmp-"
 _STALE_SECONDS = 24 * 3600.0
@@ -51,18 +54,26 @@ class LocalStorage:
         """Write a file if there is none of this name; True if it is now ours, False if somebody was first."""
         if self.exists(name):
             return False
-        with self._written(name, [data]) as temporary:
-            try:
-                os.link(temporary, self.root / name)
-            except FileExistsError:
-                return False
+        temporary = self._write_temporary([data])
+        target = self.root / name
+        try:
+            _make_folder_if_needed(lambda: os.link(temporary, target), target)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
         self.sync_folder(name)
         return True
 
     def replace(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         """Write a file, replacing one of the same name. The caller syncs the folder (:meth:`sync_folder`)."""
-        with self._written(name, parts) as temporary:
-            temporary.replace(self.root / name)
+        temporary = self._write_temporary(parts)
+        target = self.root / name
+        try:
+            _make_folder_if_needed(lambda: temporary.replace(target), target)
+        except OSError:
+            temporary.unlink()
+            raise
 
     def sync_folder(self, name: str) -> None:
         """Make the directory entry of ``name`` survive a power failure."""
@@ -115,27 +126,31 @@ class LocalStorage:
         status = os.statvfs(folder)
         return status.f_bavail * status.f_frsize
 
-    @contextlib.contextmanager
-    def _written(self, name: str, parts: Sequence[bytes | memoryview]) -> Iterator[Path]:
-        """A temporary file with the given content, on disk; gone afterwards unless it was renamed."""
-        target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = self.root / "journal"
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    def _write_temporary(self, parts: Sequence[bytes | memoryview]) -> Path:
+        """A new temporary file with the given content, on disk."""
+        temporary = self.root / "journal" / f"{_TEMPORARY}{uuid.uuid4().hex}"
         try:
-            with temporary.open("xb") as file:
-                for part in parts:
-                    file.write(part)
+            with _make_folder_if_needed(lambda: temporary.open("xb"), temporary) as file:
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
-            yield temporary
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
+        return temporary
 
     def __str__(self) -> str:
         """The folder, as the user named it."""
         return str(self.root)
+
+
+def _make_folder_if_needed(action: Callable[[], T], path: Path) -> T:
+    """Do something to a path, and if its folder is not there, make it and do it again: it nearly always is."""
+    try:
+        return action()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return action()
 
 
 def _read_fully(descriptor: int, buffers: Sequence[memoryview], offset: int, wanted: int) -> int:

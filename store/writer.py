@@ -61,6 +61,7 @@ class UnitWriter:
         self._row_block = row_block
         self._timestep = timesteps.pop()
         self._ids = ids
+        self._layouts = {key: store.layout(key, split) for key in keys}
         self._rows = block_range(store.n_rows(split), store.header.row_block, row_block)
         self._open: dict[FeatureKey, NDArray[Any]] = {}
         self._filled = dict.fromkeys(keys, 0)
@@ -105,7 +106,7 @@ class UnitWriter:
 
     def _check(self, key: FeatureKey, values: NDArray[Any]) -> None:
         """Refuse rows of another shape or dtype, which numpy would broadcast or round, and more rows than there are."""
-        layout = self._store.layout(key, self._split)
+        layout = self._layouts[key]
         if values.shape[1:] != layout.row_shape:
             raise ValueError(f"{key}: rows of the shape {layout.row_shape} are stored, got {values.shape[1:]}")
         if values.dtype != layout.dtype:
@@ -116,7 +117,7 @@ class UnitWriter:
 
     def _append(self, key: FeatureKey, values: NDArray[Any]) -> list[tuple[FeatureKey, int, NDArray[Any]]]:
         """Copy rows into the open shard; return the shards that became full."""
-        layout = self._store.layout(key, self._split)
+        layout = self._layouts[key]
         done = 0
         full = []
         while done < len(values):
@@ -129,30 +130,30 @@ class UnitWriter:
             part = values[done : done + len(shard) - at]
             place = shard[at : at + len(part)]
             np.copyto(place, part, casting="no")
-            self._guard(key, place, self._rows.start + filled)
             done += len(part)
             self._filled[key] += len(part)
             if at + len(part) == len(shard):
+                self._guard(key, shard, self._rows.start + filled - at)
                 full.append((key, layout.shards_of(self._row_block)[filled // layout.shard_rows], self._open.pop(key)))
         return full
 
-    def _guard(self, key: FeatureKey, place: NDArray[Any], start: int) -> None:
-        """Blank the rows that were left out; refuse any other row that is not finite."""
-        bad = [row - start for row in self._left_out if start <= row < start + len(place)]
-        place[bad] = 0
-        flat = place.reshape(len(place), -1)
-        if not np.isfinite(flat).all():
+    def _guard(self, key: FeatureKey, shard: NDArray[Any], start: int) -> None:
+        """Blank the rows of a full shard that were left out; refuse any other row that is not finite."""
+        bad = [row - start for row in self._left_out if start <= row < start + len(shard)]
+        shard[bad] = 0
+        if not _all_finite(shard):
+            flat = shard.reshape(len(shard), -1)
             row = int(np.flatnonzero(~np.isfinite(flat).all(axis=1))[0])
             value = float(flat[row][~np.isfinite(flat[row])][0])
-            raise NotFinite(key, self._ids[start + row - self._rows.start], value, place.dtype)
-        place[bad] = np.nan
+            raise NotFinite(key, self._ids[start + row - self._rows.start], value, shard.dtype)
+        shard[bad] = np.nan
 
     def _put(self, shards: Sequence[tuple[FeatureKey, int, NDArray[Any]]]) -> None:
         """Encode shards and write them, side by side."""
 
         def put(shard: tuple[FeatureKey, int, NDArray[Any]]) -> tuple[FeatureKey, str, str]:
             key, number, values = shard
-            layout = self._store.layout(key, self._split)
+            layout = self._layouts[key]
             name = layout.shard_name(f"{self._split}/features/{key.path}", number)
             parts, checksum = encode_shard(values, layout)
             self._store.storage.replace(name, parts)
@@ -161,6 +162,13 @@ class UnitWriter:
         for key, name, checksum in _side_by_side(put, shards):
             self._checksums[key].append(checksum)
             self._folders.add(name)
+
+
+def _all_finite(values: NDArray[Any]) -> bool:
+    """``np.isfinite(values).all()``; for float16, which numpy tests one by one, by the bits of the exponent."""
+    if values.dtype == np.float16:
+        return bool(((values.view(np.uint16) & 0x7C00) != 0x7C00).all())
+    return bool(np.isfinite(values).all())
 
 
 def _side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -281,8 +281,9 @@ def test_shards_and_folders_are_synced_before_the_commit(
         synced.append(Path(path).relative_to(root).as_posix().partition("-")[0])
 
     def recorded_link(source: Path, target: Path) -> None:
-        linked.append((target.relative_to(root).as_posix(), list(synced)))
+        before = list(synced)
         link(source, target)
+        linked.append((target.relative_to(root).as_posix(), before))
 
     writer = unit(empty)
     monkeypatch.setattr(os, "fsync", fsync)

@@ -198,12 +198,14 @@ def memory(folder: Path) -> None:
             writer = UnitWriter(store, "all", block, [key], [""] * n)
             writer.write({key: values[:n]}, {})
             writer.commit(None, None, {})
+        # ru_maxrss would be the peak of this process, which a child inherits.
         code = (
-            "import resource; from diffssl.store import FeatureStore\n"
+            "from pathlib import Path; from diffssl.store import FeatureStore\n"
+            "def peak(): return Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]\n"
             f"store = FeatureStore.open({str(path)!r})\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "before = peak()\n"
             "n = sum(len(b.rows) for b in store.stream(store.keys('all'), 'all'))\n"
-            "print(n, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            "print(n, before, peak())"
         )
         _, before, after = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, check=True, text=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import DataError
@@ -20,14 +20,25 @@ def split_folders(root: Path) -> dict[str, Path]:
     return splits if nested or splits.keys() == folders else {}
 
 
-def check_nothing_outside(root: Path, splits: dict[str, Path]) -> None:
+def check_nothing_outside(root: Path, splits: Mapping[str, Path]) -> None:
     """Raise ``DataError`` if a root has images that are in none of its splits."""
-    for name in _walk(root, without=set(splits)):
-        if name.lower().endswith(SUFFIXES):
+    for entry in sorted(root.iterdir()):
+        stray = None if entry.name in splits or entry.name.startswith(".") else _first_image(entry)
+        if stray is not None:
             raise DataError(
-                f"{root}: has images outside its {', '.join(splits)} (such as {name!r}); move them, or name the splits that "
+                f"{root}: has images outside its {', '.join(splits)} (such as {stray}); move them, or name the splits that "
                 f"you want, as --data {next(iter(splits))}={next(iter(splits.values()))}"
             )
+
+
+def _first_image(path: Path) -> Path | None:
+    """An image at or below a path; None also for a folder that cannot be listed, which nobody meant to give."""
+    if not path.is_dir():
+        return path if path.name.lower().endswith(SUFFIXES) else None
+    try:
+        return next((path / name for name in _walk(path) if name.lower().endswith(SUFFIXES)), None)
+    except (PermissionError, DataError):
+        return None
 
 
 def list_folder(path: Path, labels: Path | None) -> Listing:
@@ -54,7 +65,7 @@ def _visible_folders(path: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
 
 
-def _walk(top: Path, without: Collection[str] = ()) -> Iterator[str]:
+def _walk(top: Path) -> Iterator[str]:
     """Names of all files below ``top``, relative, with "/"; hidden ones left alone, links followed."""
     pending = [("", frozenset({_inode(top)}))]
     while pending:
@@ -62,7 +73,7 @@ def _walk(top: Path, without: Collection[str] = ()) -> Iterator[str]:
         with os.scandir(top / folder) as entries:
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.startswith(".") or name in without:
+                if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
                     inode = _inode(top / name)

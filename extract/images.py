@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
-# Pillow's own threshold for a suspicious image: a quarter of a gigabyte of RGB.
 _ORIENTATION = 0x0112  # exif tag
 
+# Pillow's own threshold for a suspicious image: a quarter of a gigabyte of RGB.
 MAX_PIXELS = 89_478_485
 
 

@@ -1,4 +1,4 @@
-"""Decoded images and their noise, prepared in threads while the backbone works on earlier ones."""
+"""Decoded images and their noise, prepared in threads."""
 
 from __future__ import annotations
 
@@ -36,70 +36,55 @@ class ImageBatch:
     left_out: Mapping[int, LeftOut]
 
 
-@dataclass(frozen=True)
-class FileBatch:
-    """Files of consecutive rows, as they are on disk."""
-
-    data: SplitData
-    rows: range
-    contents: Sequence[bytes]
-
-
 class Loader:
-    """Reads, decodes and draws noise in threads.
+    """Decodes, and draws noise, in threads.
 
     Args:
         image_size: side of the images.
         batch_size: of every batch.
-        threads: number of threads.
+        threads: number of threads for each of the two.
     """
 
     def __init__(self, image_size: int, batch_size: int, threads: int) -> None:
         self._image_size = image_size
         self._batch_size = batch_size
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="diffssl-load")
+        self._images = ThreadPoolExecutor(threads, thread_name_prefix="diffssl-load")
+        # Of its own: noise is wanted now, images of the next row block are in no hurry.
+        self._noise = ThreadPoolExecutor(threads, thread_name_prefix="diffssl-load")
 
-    def read(self, data: SplitData, rows: range) -> list[Future[FileBatch]]:
-        """Start reading the files of rows, which are one row block, in batches."""
+    def batches(self, data: SplitData, rows: range) -> list[Future[ImageBatch]]:
+        """Start reading and decoding rows, which are one row block, in batches."""
         starts = range(rows.start, rows.stop, self._batch_size)
         return [
-            self._pool.submit(_read_batch, data, range(start, min(start + self._batch_size, rows.stop))) for start in starts
+            self._images.submit(self._decode, data, range(start, min(start + self._batch_size, rows.stop))) for start in starts
         ]
-
-    def decode(self, files: Sequence[Future[FileBatch]]) -> list[Future[ImageBatch]]:
-        """Start decoding files whose reading was started."""
-        return [self._pool.submit(self._decode, batch) for batch in files]
 
     def noise(
         self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int
     ) -> Future[NDArray[np.float32]]:
         """Start drawing the noise of a batch: (batch_size, *shape) float32, zero where there is no image."""
-        return self._pool.submit(self._draw, seed, ids, timestep, shape, draw)
+        return self._noise.submit(self._draw, seed, ids, timestep, shape, draw)
 
     def close(self) -> None:
         """Give up what was not started and wait for what was."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._images.shutdown(wait=True, cancel_futures=True)
+        self._noise.shutdown(wait=True, cancel_futures=True)
 
     def _draw(self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int) -> NDArray[np.float32]:
         noise = np.zeros((self._batch_size, *shape), dtype=np.float32)
         noise[: len(ids)] = noise_batch(seed, ids, timestep, shape, draw)
         return noise
 
-    def _decode(self, files: Future[FileBatch]) -> ImageBatch:
-        batch = files.result()
-        data, rows = batch.data, batch.rows
+    def _decode(self, data: SplitData, rows: range) -> ImageBatch:
         pixels = np.zeros((self._batch_size, self._image_size, self._image_size, 3), dtype=np.uint8)
         left_out: dict[int, LeftOut] = {}
-        for i, (row, content) in enumerate(zip(rows, batch.contents, strict=True)):
+        for i, row in enumerate(rows):
+            content = _read(data, row)
             try:
                 pixels[i] = decode(content, self._image_size)
             except UndecodableImage as error:
                 left_out[row] = LeftOut(data.ids[row], str(error))
         return ImageBatch(rows.start, list(data.ids[rows.start : rows.stop]), pixels, left_out)
-
-
-def _read_batch(data: SplitData, rows: range) -> FileBatch:
-    return FileBatch(data, rows, [_read(data, row) for row in rows])
 
 
 def _read(data: SplitData, row: int) -> bytes:

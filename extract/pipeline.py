@@ -1,4 +1,4 @@
-"""The hot loop: images -> noise -> backbone -> pooling -> writer, each stage ahead of the next.
+"""The hot loop: images -> noise -> backbone -> pooling -> writer; beside a GPU, each stage is ahead of the next.
 
 Order of work: a row block is decoded once, then passes through the backbone once per (timestep, draw), in batches that
 never cross a row block and are always full, so that a feature does not depend on how the work was split.
@@ -103,7 +103,7 @@ class Pipeline:
         self._progress = progress
         self._dtype = {2: torch.float16, 4: torch.float32}[np.dtype(store.header.dtype).itemsize]
         # A GPU works beside the loader's threads. A CPU's cores are all in the forward pass, where one that is taken
-        # away makes the others wait: there they take turns, and only files, which wait for storage, are read ahead.
+        # away makes the others wait: there they take turns.
         self._side_by_side = backbone.device.type != "cpu"
         self._loader = Loader(backbone.sample_shape[1], store.header.batch_size, threads)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="diffssl-write")
@@ -112,20 +112,32 @@ class Pipeline:
     def run(self, work: Sequence[Work]) -> None:
         """Do the work. Whatever ends it, commits that were started are finished and no others are made."""
         try:
-            ahead = deque(self._read(item) for item in work[:1])
-            for i, item in enumerate(work):
-                ahead.extend(self._read(following) for following in work[i + 1 : i + 2])
-                self._row_block(still_missing(self._store, item), ahead.popleft()())
+            for item, batches in self._with_images(work):
+                self._row_block(item, batches)
             self._settle(0)
         finally:
             self._loader.close()
             self._writer.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, item: Work) -> Callable[[], list[Future[ImageBatch]]]:
-        """Start reading the files of a row block and, beside a GPU, decoding them; the result gives the images."""
-        files = self._loader.read(self._splits[item.split], item.rows)
-        images = self._loader.decode(files) if self._side_by_side else None
-        return lambda: self._loader.decode(files) if images is None else images
+    def _with_images(self, work: Sequence[Work]) -> Iterator[tuple[Work, list[Future[ImageBatch]]]]:
+        """What is still missing of each row block, with its images; beside a GPU, those of the next one are on their way."""
+        decoding: deque[list[Future[ImageBatch]]] = deque()
+        for i, item in enumerate(work):
+            if self._side_by_side:
+                decoding += [self._decode(following) for following in work[i + len(decoding) : i + 2]]
+            left = still_missing(self._store, item)
+            if decoding:
+                yield left, decoding.popleft()
+            elif left.keys:
+                batches = self._decode(item)
+                for batch in batches:
+                    self._wait(batch)
+                yield left, batches
+            else:
+                yield left, []
+
+    def _decode(self, item: Work) -> list[Future[ImageBatch]]:
+        return self._loader.batches(self._splits[item.split], item.rows)
 
     def _row_block(self, item: Work, batches: Sequence[Future[ImageBatch]]) -> None:
         if not item.keys:  # committed by another process meanwhile
@@ -135,9 +147,6 @@ class Pipeline:
         writers = {
             timestep: UnitWriter(self._store, item.split, item.row_block, keys, ids) for timestep, keys in item.keys.items()
         }
-        if not self._side_by_side:
-            for batch in batches:
-                self._wait(batch)
         pending: _Started | None = None
         for step, noise in self._with_noise(self._steps(item, batches)):
             started = self._forward(step, noise)

@@ -46,7 +46,9 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
     fields = {
         "weights_sha256": model.sha256(),
         "model_config": model.identity(),
-        "condition": check_condition(model.config, spec.condition or from_store.get("condition")),
+        "condition": check_condition(
+            model.config, spec.condition or (from_store.get("condition") if model.config["class_cond"] else None)
+        ),
         "preprocessing": preprocessing(image_size),
         "noise": _noise(spec, noise_there),
         "compute_dtype": spec.dtype or from_store.get("compute_dtype") or _compute_dtype(spec.device),

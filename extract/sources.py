@@ -1,7 +1,7 @@
 """Where images come from: folders, tar archives and the bundled digits, listed into splits.
 
 Listing finds every image's id and class name; reading gives the bytes of one file. The id is ``class/file`` below the
-split's folder, the same for a folder and for a tar of it.
+split's folder, the same for class folders and for a tar of them.
 """
 
 from __future__ import annotations

@@ -108,6 +108,8 @@ def _listing(path: Path, members: Sequence[_Member], notes: Sequence[str]) -> Li
     flat = [name for name in names if "/" not in name]
     if flat and len(flat) < len(names):
         raise DataError(f"{path}: has images beside class folders (such as {flat[0]!r}, {len(flat)} in all)")
+    if flat:
+        notes = [*notes, "no labels: they come from class folders in the tar, never from a table in it"]
     classes: list[str | None] = [None if flat else name.split("/", 1)[0] for name in names]
     spans = np.array([(member.offset, member.size) for member in members], dtype=np.int64)
     descriptor = os.open(path, os.O_RDONLY)  # one for all threads: pread has no position

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,8 @@ def fit_torch_head(
     else:
         model.keep(best)
     logits, labels = score_head(model, data, protocol.test, moments, device)
-    at_edge = _at_edge(best % len(rates), len(rates)) or (len(decays) > 1 and trials[best].weight_decay == max(decays))
+    rate, decay = trials[best]
+    at_edge = _at_edge(rate, rates) or (decay > 0 and _at_edge(decay, decays))  # there is nothing below no decay
     return Fit(trials[best]._asdict() | _choice(accuracies, best, at_edge), logits[0], labels)
 
 
@@ -66,11 +67,11 @@ def fit_logreg(data: SettingData, moments: Moments, protocol: Protocol, classes:
     fitted = fit_regression(features, labels, C_GRID[best])
     test, test_labels = data.load(protocol.test, moments)
     chosen = {"C": C_GRID[best], "converged": fitted.converged, "converged_grid": converged}
-    return Fit(chosen | _choice(accuracies, best, _at_edge(best, len(C_GRID))), fitted.scores(test, classes), test_labels)
+    return Fit(chosen | _choice(accuracies, best, _at_edge(C_GRID[best], C_GRID)), fitted.scores(test, classes), test_labels)
 
 
-def _at_edge(place: int, n: int) -> bool:
-    return n > 1 and place in (0, n - 1)
+def _at_edge(value: float, grid: Sequence[float]) -> bool:
+    return len(grid) > 1 and value in (min(grid), max(grid))
 
 
 def _choice(accuracies: list[float], best: int, at_edge: bool) -> dict[str, Any]:

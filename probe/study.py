@@ -97,7 +97,7 @@ def select_keys(store: FeatureStore, spec: ProbeSpec) -> list[FeatureKey]:
 
     def there(pool: int | str) -> bool:
         """Whether a block has the pool, of those whose maps are large enough for it if there are any."""
-        which = [b for b in spec.blocks or {key.block for key in have} if not (spec.blocks or {}).get(b)]
+        which = [b for b in spec.blocks or {key.block for key in have} if b in blocks and not (spec.blocks or {}).get(b)]
         large = [b for b in which if isinstance(pool, str) or blocks[b].size >= pool]
         return not which or any((b, shown(b, pool)) in found for b in large or which)
 
@@ -107,6 +107,7 @@ def select_keys(store: FeatureStore, spec: ProbeSpec) -> list[FeatureKey]:
         "pools": {pool for pool in spec.pools or () if not there(pool)},
     }
     for block, own in (spec.blocks or {}).items():
+        own = own if block in blocks else set()
         absent["pools"] |= {f"{pool} of block {block}" for pool in own if (block, shown(block, pool)) not in found}
     for name, missing in absent.items():
         if missing or not selected:

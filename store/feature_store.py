@@ -309,11 +309,15 @@ class FeatureStore:
                 raise CorruptStore(self.path, f"row block {block} of {split}, {key}: {error} ({name}); {RESTORE}") from None
 
     def committed(self, key: FeatureKey, split: str, shard: int) -> set[str]:
-        """Checksums that a shard may have by the journal; none if its row block is not committed."""
+        """Checksums that a shard may have by the journal; none if its row block is not committed. Raises ``CorruptStore``."""
         layout = self.layout(key, split)
         block = shard * layout.shard_rows // layout.row_block
         shards = self.journal.row_blocks(split, key).get(block)
-        return set() if shards is None else shards[shard - layout.shards_of(block).start]
+        numbers = layout.shards_of(block)
+        if shards is not None and len(shards) != len(numbers):
+            what = f"commits of row block {block} of {split}, {key}, name {len(shards)} shards instead of {len(numbers)}"
+            raise CorruptStore(self.path, f"{what}; {RESTORE}")
+        return set() if shards is None else shards[shard - numbers.start]
 
     def _range(self, keys: Sequence[FeatureKey], split: str, rows: slice) -> range:
         if rows.step not in (None, 1):

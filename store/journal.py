@@ -155,6 +155,12 @@ class Journal:
         for path, checksums in commit.arrays.items():
             blocks = self._checksums.setdefault(split, {}).setdefault(path, {})
             shards = blocks.setdefault(commit.row_block, [set() for _ in checksums])
+            if len(shards) != len(checksums):
+                raise CorruptStore(
+                    str(self._storage),
+                    f"commits of row block {commit.row_block} of {split}, {path}, name {len(shards)} and {len(checksums)} "
+                    f"shards; remove {commit.name} and run the extraction again",
+                )
             for known, checksum in zip(shards, checksums, strict=True):
                 known.add(checksum)
             self._left_out.setdefault(split, {}).setdefault(path, {}).update(commit.left_out)

@@ -28,8 +28,8 @@ CHUNK_BYTES = 1 << 20
 def default_row_block(rows: int, limit: int | None = None) -> int:
     """Rows of a row block for splits of up to ``rows`` rows: a power of two near rows/64, from 64 to 2048.
 
-    A small split has at least eight row blocks, but none of less than 256 rows while it can: each is a file to create
-    and sync for every setting. A pilot (``limit``) computes whole row blocks; so that it computes at most an eighth too
+    A smaller split has about eight row blocks of 64 to 256 rows: each is a file to create and sync for every setting.
+    A pilot (``limit``) computes whole row blocks; so that it computes at most an eighth too
     much, its row blocks are smaller, down to 64 rows.
     """
     wanted = max(rows / 64, min(256, rows / 8))

@@ -68,6 +68,7 @@ class UnitWriter:
         self._checksums: dict[FeatureKey, list[str]] = {key: [] for key in keys}
         self._folders: set[str] = set()
         self._left_out: dict[int, LeftOut] = {}
+        self._failed = False
 
     def write(self, features: Mapping[FeatureKey, NDArray[Any]], left_out: Mapping[int, LeftOut]) -> None:
         """Append the next rows.
@@ -79,14 +80,20 @@ class UnitWriter:
         Raises:
             NotFinite: a feature of another sample is NaN or infinite.
         """
+        if self._failed:
+            raise ValueError("a unit that failed takes no more rows; compute it anew")
         for key, values in features.items():
             self._check(key, values)
         self._left_out.update(left_out)
+        self._failed = True  # until the rows are kept: a part of them must never be committed
         full = [shard for key, values in features.items() for shard in self._append(key, values)]
         self._put(full)
+        self._failed = False
 
     def commit(self, limit: int | None, command: str | None, versions: Mapping[str, str]) -> Commit:
-        """Write what is still in memory, sync it to disk, and commit. Arguments: see :class:`Commit`."""
+        """Sync what was written to disk, and commit. Arguments: see :class:`Commit`."""
+        if self._failed:
+            raise ValueError("a unit that failed cannot be committed; compute it anew")
         for key, filled in self._filled.items():
             if filled != len(self._rows):
                 raise ValueError(f"{key}: a unit of {len(self._rows)} rows got {filled}")

@@ -41,7 +41,7 @@ def results(futures: list[Future[Any]]) -> list[Any]:
 
 def test_batches_are_full_and_in_order(loader: Loader, folder: Path) -> None:
     data = split(folder)
-    batches: list[ImageBatch] = results(loader.decode(loader.read(data, range(0, 10))))
+    batches: list[ImageBatch] = results(loader.batches(data, range(0, 10)))
     assert [batch.start for batch in batches] == [0, 4, 8]
     assert [list(batch.ids) for batch in batches] == [data.ids[0:4].tolist(), data.ids[4:8].tolist(), data.ids[8:].tolist()]
     for batch in batches:
@@ -55,7 +55,7 @@ def test_batches_are_full_and_in_order(loader: Loader, folder: Path) -> None:
 
 def test_rows_of_a_later_row_block(loader: Loader, folder: Path) -> None:
     data = split(folder)
-    (batch,) = results(loader.decode(loader.read(data, range(6, 9))))
+    (batch,) = results(loader.batches(data, range(6, 9)))
     assert batch.start == 6
     assert list(batch.ids) == data.ids[6:9].tolist()
 
@@ -65,7 +65,7 @@ def test_what_cannot_be_decoded_keeps_its_slot(loader: Loader, folder: Path) -> 
     data = split(folder)
     (folder / data.ids[5]).write_bytes(b"")
     (folder / data.ids[9]).write_bytes(b"not an image")
-    good, bad, worse = results(loader.decode(loader.read(data, range(10))))
+    good, bad, worse = results(loader.batches(data, range(10)))
     assert good.left_out == {}
     assert {row: (sample.id, sample.reason) for row, sample in bad.left_out.items()} == {5: (data.ids[5], "the file is empty")}
     assert list(worse.left_out) == [9]
@@ -100,7 +100,7 @@ def test_an_io_error_is_retried(loader: Loader, folder: Path, monkeypatch: pytes
                 away.rename(path)
         return data.read(row)
 
-    (batch,) = results(loader.decode(loader.read(SplitData(data.ids, data.labels, read), range(0, 4))))
+    (batch,) = results(loader.batches(SplitData(data.ids, data.labels, read), range(0, 4)))
     assert tries == [False] * 3
     assert batch.left_out == {}
     np.testing.assert_array_equal(batch.pixels[2], decode(path.read_bytes(), 16))
@@ -110,7 +110,7 @@ def test_an_io_error_that_stays_stops_the_run(loader: Loader, folder: Path, monk
     monkeypatch.setattr(loading, "_RETRY_SECONDS", (0.01, 0.01))
     data = split(folder)
     (folder / data.ids[2]).unlink()
-    first, second = loader.decode(loader.read(data, range(0, 8)))
+    first, second = loader.batches(data, range(0, 8))
     with pytest.raises(ExtractError) as caught:
         first.result(timeout=60)
     message = str(caught.value)
@@ -132,7 +132,7 @@ def test_reads_go_on_in_threads(folder: Path) -> None:
         return data.read(row)
 
     loader = Loader(16, 4, 2)
-    batches = results(loader.decode(loader.read(SplitData(data.ids, data.labels, read), range(0, 8))))
+    batches = results(loader.batches(SplitData(data.ids, data.labels, read), range(0, 8)))
     loader.close()
     assert [len(batch.ids) for batch in batches] == [4, 4]
 
@@ -147,12 +147,10 @@ def test_closing_gives_up_what_was_not_started(folder: Path) -> None:
         return data.read(row)
 
     loader = Loader(16, 1, 1)
-    files = loader.read(SplitData(data.ids, data.labels, read), range(0, 10))
-    images = loader.decode(files)
+    futures = loader.batches(SplitData(data.ids, data.labels, read), range(0, 10))
     started.wait(60)
     threading.Timer(0.1, go_on.set).start()
     loader.close()
-    assert len(files[0].result(timeout=60).contents) == 1
-    assert sum(file.cancelled() for file in files) >= 8
-    assert all(image.cancelled() for image in images)
+    assert futures[0].result(timeout=60).left_out == {}
+    assert sum(future.cancelled() for future in futures) >= 8
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("diffssl-load")]

@@ -50,7 +50,7 @@ def test_defaults_of_a_new_store(header: StoreHeader) -> None:
     assert fields["noise"] == {"scheme": SCHEME, "seed": 0}
     assert fields["compute_dtype"] == "float32"
     assert list(header.classes) == ["cat", "dog"]
-    assert (header.row_block, header.dtype, header.memory_format, header.model) == (64, "float16", "contiguous", BUNDLED)
+    assert (header.row_block, header.dtype, header.memory_format, header.model) == (128, "float16", "contiguous", BUNDLED)
     assert 1 <= header.batch_size <= header.row_block
     assert len(header.blocks) == 37
 
@@ -58,7 +58,7 @@ def test_defaults_of_a_new_store(header: StoreHeader) -> None:
 @pytest.mark.parametrize(
     ("rows", "limit", "row_block"),
     [
-        ({"all": 1797}, None, 64),
+        ({"all": 1797}, None, 128),
         ({"train": 50_000, "test": 10_000}, None, 512),
         ({"train": 1_281_167, "val": 50_000}, None, 2048),
         ({"train": 1_281_167}, 5000, 512),
@@ -161,6 +161,13 @@ def test_a_condition_for_an_unconditional_model_is_refused() -> None:
     spec, source = ExtractSpec(**MINIMAL, condition="5"), find_model(None, None, None)
     with pytest.raises(ExtractError, match="not class-conditional"):
         check_settings(spec, make_header(spec, source, data({"all": 9}), None), source)
+
+
+def test_the_condition_of_the_store_is_not_that_of_another_model(there: StoreHeader) -> None:
+    """What differs is the model, and that is what the comparison of the headers says."""
+    conditional = replace(there, identity=Identity({**there.identity.fields, "condition": "mean"}))
+    header = make_header(ExtractSpec(**MINIMAL), find_model(None, None, None), data({"all": 9}), conditional)
+    assert header.identity.fields["condition"] == "none"
 
 
 def test_the_model_of_the_store(there: StoreHeader, tiny: dict[str, Any]) -> None:

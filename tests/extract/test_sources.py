@@ -114,6 +114,13 @@ def test_images_outside_the_splits_are_not_dropped_in_silence(tmp_path: Path, wr
         load(tmp_path)
 
 
+def test_a_neighbour_of_the_splits_that_cannot_be_listed_does_not_matter(tmp_path: Path, write_images: Write) -> None:
+    write_images(tmp_path, SPLITS)
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "lost+found/loop").symlink_to("..")
+    assert set(load(tmp_path).splits) == {"train", "val", "test"}
+
+
 def test_named_splits(tmp_path: Path, write_images: Write, make_tar: MakeTar) -> None:
     write_images(tmp_path / "a", ["cat/1.png", "dog/2.png"])
     write_images(tmp_path / "b", ["dog/3.png"])

@@ -80,7 +80,7 @@ def test_scores_are_of_all_test_rows_in_order(make_store: MakeStore, head: str, 
 def test_the_rate_with_the_best_held_out_accuracy_is_chosen(make_store: MakeStore, head: str) -> None:
     store = make_store({"train": 300, "test": 130}, separation=4.0)
     protocol = make_protocol(store, [KEY], None)
-    rates = (1e-7, 0.02, 1e-6)
+    rates = (1e-7, 0.02, 1e38)
     chosen = fit(SettingData(store, KEY), protocol, head, rates=rates).chosen
     grid = chosen["val_top1_grid"]
     assert len(grid) == 3
@@ -99,7 +99,7 @@ def test_a_rate_that_diverges_is_not_chosen(make_store: MakeStore, head: str) ->
 
 
 @pytest.mark.parametrize(
-    ("rates", "at_edge"), [((1e-7, 0.02), True), ((0.02, 1e-7), True), ((1e-7, 0.02, 1e-7), False), ((0.02,), False)], ids=str
+    ("rates", "at_edge"), [((1e-7, 0.02), True), ((0.02, 1e-7), True), ((1e-7, 0.02, 1e38), False), ((0.02,), False)], ids=str
 )
 def test_a_choice_at_the_edge_of_its_grid_is_flagged(make_store: MakeStore, rates: tuple[float, ...], at_edge: bool) -> None:
     store = make_store({"train": 300, "test": 130}, separation=4.0)

@@ -244,6 +244,8 @@ def test_selections_resolve_as_extraction_does(
     [
         ({"blocks": {2: set()}}, "no blocks 2 "),
         ({"blocks": {99: set(), 1: set()}}, "no blocks 99 "),
+        ({"blocks": {99: set()}, "pools": [1]}, "no blocks 99 "),
+        ({"blocks": {99: {8}}}, "no blocks 99 "),
         ({"timesteps": [10, 50]}, "no timesteps 50 "),
         ({"pools": [3], "blocks": {1: set()}}, "3"),
         ({"pools": [1, 3]}, "3"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -171,6 +172,42 @@ class TestLeftOut:
         values = expected(empty, KEY, "train")[:4].copy()
         unit(empty).write({KEY: values}, {2: LeftOut("x", "truncated")})
         np.testing.assert_array_equal(values, expected(empty, KEY, "train")[:4])
+
+
+class TestFailure:
+    """A unit of which a part was lost is never committed, whatever is still in the queue of its writer."""
+
+    @pytest.fixture
+    def writer(self, empty: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> UnitWriter:
+        monkeypatch.setattr(layout_module, "MAX_SHARD_BYTES", 2 * empty.layout(KEY, "train").row_bytes)  # two shards
+        return unit(empty)
+
+    def test_not_finite(self, empty: FeatureStore, expected: Expected, writer: UnitWriter) -> None:
+        values = expected(empty, KEY, "train")[:4].copy()
+        values[1, 0, 0, 0] = np.nan
+        with pytest.raises(NotFinite):
+            writer.write({KEY: values[:2]}, {})
+        self.stays_failed(empty, writer, values[2:])
+
+    def test_full_disk(
+        self, empty: FeatureStore, expected: Expected, writer: UnitWriter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        values = expected(empty, KEY, "train")[:4]
+        monkeypatch.setattr(empty.storage, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            writer.write({KEY: values[:2]}, {})
+        monkeypatch.undo()
+        self.stays_failed(empty, writer, values[2:])
+
+    def stays_failed(self, store: FeatureStore, writer: UnitWriter, rest: NDArray[Any]) -> None:
+        with pytest.raises(ValueError, match="a unit that failed"):
+            writer.write({KEY: rest}, {})
+        with pytest.raises(ValueError, match="a unit that failed"):
+            writer.commit(None, None, {})
+        assert FeatureStore.open(store.path).missing([KEY], "train", 4) == [0]
 
 
 class TestNotFinite:

@@ -10,14 +10,16 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _TEMPORARY = "tmp-"
 _STALE_SECONDS = 24 * 3600.0
+_WRITERS = 4
 _MAX_BUFFERS = 512  # of one preadv; Linux allows 1024
 
 
@@ -54,34 +56,37 @@ class LocalStorage:
         """Write a file if there is none of this name; True if it is now ours, False if somebody was first."""
         if self.exists(name):
             return False
-        temporary = self._write_temporary([data])
-        target = self.root / name
+        temporary, target = self._temporary(), self.root / name
         try:
+            _fill(temporary, [data])
+            _sync(temporary)
             _make_folder_if_needed(lambda: os.link(temporary, target), target)
         except FileExistsError:
             return False
         finally:
-            temporary.unlink()
-        self.sync_folder(name)
+            temporary.unlink(missing_ok=True)
+        _sync(target.parent)
         return True
 
-    def replace(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Write a file, replacing one of the same name. The caller syncs the folder (:meth:`sync_folder`)."""
-        temporary = self._write_temporary(parts)
-        target = self.root / name
+    def replace(self, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
+        """Write files, replacing those of the same names. The caller syncs their folders (:meth:`sync_folders`).
+
+        All are written before the first is synced: a journalling file system then syncs them at once.
+        """
+        temporaries = [self._temporary() for _ in files]
         try:
-            _make_folder_if_needed(lambda: temporary.replace(target), target)
-        except OSError:
-            temporary.unlink()
+            _side_by_side(_fill, temporaries, files.values())
+            _side_by_side(_sync, temporaries)
+            for temporary, name in zip(temporaries, files, strict=True):
+                _move(temporary, self.root / name)
+        except BaseException:
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
             raise
 
-    def sync_folder(self, name: str) -> None:
-        """Make the directory entry of ``name`` survive a power failure."""
-        descriptor = os.open((self.root / name).parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def sync_folders(self, names: Iterable[str]) -> None:
+        """Make the directory entries of files survive a power failure."""
+        _side_by_side(_sync, sorted({(self.root / name).parent for name in names}))
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -126,22 +131,39 @@ class LocalStorage:
         status = os.statvfs(folder)
         return status.f_bavail * status.f_frsize
 
-    def _write_temporary(self, parts: Sequence[bytes | memoryview]) -> Path:
-        """A new temporary file with the given content, on disk."""
-        temporary = self.root / "journal" / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        try:
-            with _make_folder_if_needed(lambda: temporary.open("xb"), temporary) as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        return temporary
+    def _temporary(self) -> Path:
+        return self.root / "journal" / f"{_TEMPORARY}{uuid.uuid4().hex}"
 
     def __str__(self) -> str:
         """The folder, as the user named it."""
         return str(self.root)
+
+
+def _side_by_side(function: Callable[..., object], *arguments: Collection[Any]) -> None:
+    """Call a function for each item, so that one call waits for the disk beside another; without threads for one item."""
+    if len(arguments[0]) < 2:
+        list(map(function, *arguments))
+        return
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        list(pool.map(function, *arguments))
+
+
+def _fill(path: Path, parts: Sequence[bytes | memoryview]) -> None:
+    with _make_folder_if_needed(lambda: path.open("xb"), path) as file:
+        file.writelines(parts)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move(path: Path, target: Path) -> None:
+    _make_folder_if_needed(lambda: path.replace(target), target)
 
 
 def _make_folder_if_needed(action: Callable[[], T], path: Path) -> T:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +15,6 @@ from .key import FeatureKey
 from .layout import block_range
 from .rows import LeftOut
 from .shard import encode_shard
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-_WRITERS = 4  # so that one fsync waits beside another
 
 
 class NotFinite(DiffsslError):
@@ -66,7 +60,7 @@ class UnitWriter:
         self._open: dict[FeatureKey, NDArray[Any]] = {}
         self._filled = dict.fromkeys(keys, 0)
         self._checksums: dict[FeatureKey, list[str]] = {key: [] for key in keys}
-        self._folders: set[str] = set()
+        self._written: set[str] = set()
         self._left_out: dict[int, LeftOut] = {}
         self._failed = False
 
@@ -97,7 +91,7 @@ class UnitWriter:
         for key, filled in self._filled.items():
             if filled != len(self._rows):
                 raise ValueError(f"{key}: a unit of {len(self._rows)} rows got {filled}")
-        _side_by_side(self._store.storage.sync_folder, sorted(self._folders))
+        self._store.storage.sync_folders(self._written)
         commit = Commit(
             split=self._split,
             row_block=self._row_block,
@@ -156,19 +150,15 @@ class UnitWriter:
         shard[bad] = np.nan
 
     def _put(self, shards: Sequence[tuple[FeatureKey, int, NDArray[Any]]]) -> None:
-        """Encode shards and write them, side by side."""
-
-        def put(shard: tuple[FeatureKey, int, NDArray[Any]]) -> tuple[FeatureKey, str, str]:
-            key, number, values = shard
+        """Encode shards and write them."""
+        files: dict[str, list[bytes | memoryview]] = {}
+        for key, number, values in shards:
             layout = self._layouts[key]
-            name = layout.shard_name(f"{self._split}/features/{key.path}", number)
             parts, checksum = encode_shard(values, layout)
-            self._store.storage.replace(name, parts)
-            return key, name, checksum
-
-        for key, name, checksum in _side_by_side(put, shards):
+            files[layout.shard_name(f"{self._split}/features/{key.path}", number)] = parts
             self._checksums[key].append(checksum)
-            self._folders.add(name)
+        self._store.storage.replace(files)
+        self._written |= files.keys()
 
 
 def _all_finite(values: NDArray[Any]) -> bool:
@@ -176,11 +166,3 @@ def _all_finite(values: NDArray[Any]) -> bool:
     if values.dtype == np.float16:
         return bool(((values.view(np.uint16) & 0x7C00) != 0x7C00).all())
     return bool(np.isfinite(values).all())
-
-
-def _side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """``map`` in threads, without threads for one item."""
-    if len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        return list(pool.map(function, items))

@@ -28,7 +28,7 @@ def write_shard(folder: Path, layout: ArrayLayout, values: NDArray[Any]) -> tupl
     storage = LocalStorage(folder)
     storage.create("t90/zarr.json", feature_document(layout, {}))
     parts, checksum = encode_shard(values, layout)
-    storage.replace(NAME, parts)
+    storage.replace({NAME: parts})
     return storage, folder / NAME, {checksum}
 
 
@@ -152,7 +152,7 @@ def test_right_chunks_of_another_shard_are_found(tmp_path: Path, three_chunks: A
     """All CRCs are right, but this is not what was committed."""
     storage, _, committed = write_shard(tmp_path, three_chunks, random_values(three_chunks, 5))
     parts, other = encode_shard(random_values(three_chunks, 5, seed=1), three_chunks)
-    storage.replace(NAME, parts)
+    storage.replace({NAME: parts})
     out = np.empty((len(rows), 3, 1, 2), "<f2")
     with pytest.raises(DamagedShard, match=f"its checksum {other} is in no commit .*{committed.copy().pop()}"):
         read_shard(storage, NAME, three_chunks, 0, rows, out, committed)

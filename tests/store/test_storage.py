@@ -44,12 +44,12 @@ def test_create_has_one_winner_among_threads(storage: LocalStorage) -> None:
 
 
 def test_replace_is_whole_at_any_moment(storage: LocalStorage) -> None:
-    storage.replace("shard", [b"0" * 10_000])
+    storage.replace({"shard": [b"0" * 10_000]})
     done = threading.Event()
 
     def write() -> None:
         for i in range(40):
-            storage.replace("shard", [b"%d" % (i % 10)] * 10_000)
+            storage.replace({"shard": [b"%d" % (i % 10)] * 10_000})
         done.set()
 
     seen = set()
@@ -64,16 +64,16 @@ def test_replace_is_whole_at_any_moment(storage: LocalStorage) -> None:
 
 
 def test_replace_joins_its_parts(storage: LocalStorage) -> None:
-    storage.replace("a/shard", [b"one", memoryview(b"two"), b""])
+    storage.replace({"a/shard": [b"one", memoryview(b"two"), b""]})
     assert storage.read("a/shard") == b"onetwo"
     assert storage.size("a/shard") == 6
-    storage.sync_folder("a/shard")
+    storage.sync_folders(["a/shard"])
 
 
 def test_a_failed_write_leaves_nothing(storage: LocalStorage) -> None:
-    storage.replace("shard", [b"good"])
+    storage.replace({"shard": [b"good"]})
     with pytest.raises(TypeError):
-        storage.replace("shard", [b"part", "not bytes"])  # type: ignore[list-item]
+        storage.replace({"shard": [b"part", "not bytes"]})  # type: ignore[list-item]
     with pytest.raises(TypeError):
         storage.create("other", "not bytes")  # type: ignore[arg-type]
     assert storage.read("shard") == b"good"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..store import FeatureKey, FeatureStore, canonical_json, common_keys, digest
+from ..store import Block, FeatureKey, FeatureStore, canonical_json, common_keys, digest
 from ..store.key import grids
 from ..store.progress import progress_bar
 from .data import Moments, SettingData
@@ -78,45 +78,55 @@ def select_keys(store: FeatureStore, spec: ProbeSpec) -> list[FeatureKey]:
     have = common_keys(store, used_splits(store))
     blocks = {block.number: block for block in store.header.blocks}
 
-    def asked_pools(block: int) -> Collection[int | str] | None:
-        return (spec.blocks or {}).get(block) or spec.pools
-
-    def shown(block: int, pool: int | str) -> int | str:
-        return pool if pool == "cls" else blocks[block].pool(pool)
-
     def is_selected(key: FeatureKey) -> bool:
-        pools = asked_pools(key.block)
+        pools = (spec.blocks or {}).get(key.block) or spec.pools
         return (
             (spec.blocks is None or key.block in spec.blocks)
             and (spec.timesteps is None or key.timestep in spec.timesteps)
-            and (pools is None or key.pool in {shown(key.block, pool) for pool in pools})
+            and (pools is None or key.pool in {_shown(blocks[key.block], pool) for pool in pools})
         )
 
     selected = [key for key in have if is_selected(key)]
-    found = {(key.block, key.pool) for key in selected}
-
-    def there(pool: int | str) -> bool:
-        """Whether a block has the pool, of those whose maps are large enough for it if there are any."""
-        which = [b for b in spec.blocks or {key.block for key in have} if b in blocks and not (spec.blocks or {}).get(b)]
-        large = [b for b in which if isinstance(pool, str) or blocks[b].size >= pool]
-        return not which or any((b, shown(b, pool)) in found for b in large or which)
-
-    absent: dict[str, set[Any]] = {
-        "blocks": set(spec.blocks or ()) - {key.block for key in selected},
-        "timesteps": set(spec.timesteps or ()) - {key.timestep for key in selected},
-        "pools": {pool for pool in spec.pools or () if not there(pool)},
-    }
-    for block, own in (spec.blocks or {}).items():
-        own = own if block in blocks else set()
-        absent["pools"] |= {f"{pool} of block {block}" for pool in own if (block, shown(block, pool)) not in found}
-    for name, missing in absent.items():
-        if missing or not selected:
-            text = ", ".join(sorted(map(str, missing))) or "at all"
+    for name, absent in [
+        *_absent(spec, blocks, have),
+        ("settings", set() if selected else {"at all"}),
+        *_absent(spec, blocks, selected),
+    ]:
+        if absent:
+            text = ", ".join(sorted(map(str, absent)))
             raise NothingToProbe(
                 f"{store.path} has no {name} {text} with the rest of the selection; it has "
                 f"{'; '.join(grids(have)) or 'no settings yet'}"
             )
     return selected
+
+
+def _absent(
+    spec: ProbeSpec, blocks: Mapping[int, Block], keys: Sequence[FeatureKey]
+) -> list[tuple[str, Collection[int | str]]]:
+    """Blocks, timesteps and pools that a spec names and none of the settings has."""
+    found = {(key.block, key.pool) for key in keys}
+    own_pools = spec.blocks or {}
+    own = {
+        f"{p} of block {b}" for b, ps in own_pools.items() if b in blocks for p in ps if (b, _shown(blocks[b], p)) not in found
+    }
+
+    def is_there(pool: int | str) -> bool:
+        """Whether a block has the pool, of those whose maps are large enough for it if there are any."""
+        which = [b for b in spec.blocks or {key.block for key in keys} if b in blocks and not own_pools.get(b)]
+        large = [b for b in which if isinstance(pool, str) or blocks[b].size >= pool]
+        return not which or any((b, _shown(blocks[b], pool)) in found for b in large or which)
+
+    return [
+        ("blocks", set(own_pools) - {key.block for key in keys}),
+        ("timesteps", set(spec.timesteps or ()) - {key.timestep for key in keys}),
+        ("pools", own | {pool for pool in spec.pools or () if not is_there(pool)}),
+    ]
+
+
+def _shown(block: Block, pool: int | str) -> int | str:
+    """The stored pool that an asked-for pool means."""
+    return pool if pool == "cls" else block.pool(pool)
 
 
 def _specifications(store: FeatureStore, protocol: Protocol, spec: ProbeSpec, key: FeatureKey) -> list[dict[str, Any]]:

@@ -247,9 +247,9 @@ def test_selections_resolve_as_extraction_does(
         ({"blocks": {99: set()}, "pools": [1]}, "no blocks 99 "),
         ({"blocks": {99: {8}}}, "no blocks 99 "),
         ({"timesteps": [10, 50]}, "no timesteps 50 "),
-        ({"pools": [3], "blocks": {1: set()}}, "3"),
-        ({"pools": [1, 3]}, "3"),
-        ({"blocks": {1: {1, 3}}}, "3"),
+        ({"pools": [3], "blocks": {1: set()}}, "no pools 3 "),
+        ({"pools": [1, 3]}, "no pools 3 "),
+        ({"blocks": {1: {1, 3}}}, "no pools 3 of block 1 "),
     ],
     ids=str,
 )

@@ -36,7 +36,7 @@ def map_command(results: Path, head: str | None, pools: str | None, value: str, 
     out.parent.mkdir(parents=True, exist_ok=True)
     maps = accuracy_maps(Results(results).read(), head.split(",") if head else None, sizes)
     draw_maps(maps, value, out)
-    click.echo(f"{len(maps)} maps in {out}")
+    click.echo(f"{len(maps)} map{'s' if len(maps) > 1 else ''} in {out}")
 
 
 def main() -> None:

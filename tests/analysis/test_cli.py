@@ -48,7 +48,7 @@ def test_a_picture_is_drawn_and_named(folder: Path, tmp_path: Path, arguments: l
     out = tmp_path / "picture.png"
     result = CliRunner().invoke(group, ["map", "--results", str(folder), "--out", str(out), *arguments])
     assert result.exit_code == 0
-    assert result.stdout == f"{maps} maps in {out}\n"
+    assert result.stdout == f"{maps} map{'s' if maps > 1 else ''} in {out}\n"
     with Image.open(out) as image:
         assert image.format == "PNG"
 
@@ -64,7 +64,7 @@ def test_a_map_of_what_was_probed(make_store: MakeStore, tmp_path: Path) -> None
     probe(ProbeSpec(Path(store.path), ["linear"], steps=5, device="cpu"), lambda _: None)
     out = tmp_path / "map.svg"
     result = CliRunner().invoke(group, ["map", "--results", str(tmp_path / "feats.results"), "--out", str(out)])
-    assert result.stdout == f"1 maps in {out}\n"
+    assert result.stdout == f"1 map in {out}\n"
     assert out.read_text().lstrip().startswith("<?xml")
 
 

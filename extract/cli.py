@@ -14,9 +14,9 @@ from ..store.cli import run
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .errors import Interrupted
 from .run import extract, prepare, show_plan
-from .settings import COMPUTE_DTYPES, describe_blocks
+from .settings import describe_blocks
 from .sources import DIGITS
-from .spec import ExtractSpec
+from .spec import COMPUTE_DTYPES, STORE_DTYPES, ExtractSpec
 from .zoo import BUNDLED, PUBLISHED, find_model, model_config
 
 
@@ -57,7 +57,7 @@ class _List(click.ParamType[Any]):
 @click.option("--batch-size", type=int, help="Images of a forward pass; fixed when the store is created.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--dtype", type=click.Choice(COMPUTE_DTYPES), help="Compute dtype; default float32, float16 on a GPU.")
-@click.option("--store-dtype", type=click.Choice(["float16", "float32"]), help="Dtype on disk; default float16.")
+@click.option("--store-dtype", type=click.Choice(STORE_DTYPES), help="Dtype on disk; default float16.")
 @click.option("--row-block", type=int, help="Rows of a commit, a power of two; default by the number of rows.")
 @click.option("--max-bad", type=int, help="Undecodable images allowed; default 0.1 % of them, at least 1.")
 @click.option("--plan", is_flag=True, help="Say what would be computed and written, and stop.")

@@ -18,8 +18,6 @@ from .zoo import BUNDLED, PUBLISHED, ModelSource, check_condition, find_model
 if TYPE_CHECKING:
     import torch
 
-COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
-
 
 def pick_model(spec: ExtractSpec, there: StoreHeader | None) -> ModelSource:
     """The model asked for, else the store's, else the bundled one. Raises ``ExtractError``."""

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from .sources import DIGITS
 
+COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
+STORE_DTYPES = ("float16", "float32")
+
 
 @dataclass(frozen=True)
 class ExtractSpec:
@@ -73,9 +76,9 @@ class ExtractSpec:
             raise ValueError(f"clean images have one draw, got --draws {self.draws}")
         if self.noise not in (None, "gaussian", "none"):
             raise ValueError(f"--noise is gaussian or none, got {self.noise}")
-        if self.dtype not in (None, "float32", "float16", "bfloat16"):
+        if self.dtype not in (None, *COMPUTE_DTYPES):
             raise ValueError(f"--dtype is float32, float16 or bfloat16, got {self.dtype}")
-        if self.store_dtype not in (None, "float32", "float16"):
+        if self.store_dtype not in (None, *STORE_DTYPES):
             raise ValueError(f"--store-dtype is float32 or float16, got {self.store_dtype}")
         for name in ("draws", "limit", "batch_size"):
             value = getattr(self, name)

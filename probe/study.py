@@ -57,13 +57,13 @@ def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
     with progress_bar(len(wanted) - there, " fits", "probe") as bar:
         for key, own in fits.items():
             data = SettingData(store, key)
-            size = next(block.size for block in store.header.blocks if block.number == key.block)
+            map_size = next(block.size for block in store.header.blocks if block.number == key.block)
             moments = None
             for fit in own:
                 if result_key(fit) in known:
                     continue
                 moments = moments or data.moments(protocol.moments)
-                result = _fit(fit, data, moments, protocol, len(store.classes), spec, key) | {"map_size": size}
+                result = _fit(fit, data, moments, protocol, len(store.classes), spec, key) | {"map_size": map_size}
                 results.append(result)
                 known[result["key"]] = result
                 bar.update(1)

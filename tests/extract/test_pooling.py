@@ -10,19 +10,19 @@ def activation(size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return (10 * torch.randn(3, 5, size, size, generator=torch.Generator().manual_seed(size))).to(dtype)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 8, 16, 24, 33])
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 16, 24, 33, 48])
 def test_every_size_is_torchs_adaptive_pooling(size: int) -> None:
     values = activation(size)
     wanted = list(range(1, size + 1))
     pooled = pool_map(values, wanted)
     assert sorted(pooled) == wanted
     for p, found in pooled.items():
-        assert torch.equal(found, F.adaptive_avg_pool2d(values, p))
+        torch.testing.assert_close(found, F.adaptive_avg_pool2d(values, p), rtol=0, atol=4e-6)  # another order of sums
         assert found.shape == (3, 5, p, p)
         assert found.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("size", "pool"), [(8, 1), (8, 2), (8, 4), (9, 3)])
+@pytest.mark.parametrize(("size", "pool"), [(8, 1), (8, 2), (8, 4), (9, 3), (32, 2), (48, 3), (64, 2)])
 def test_pooling_is_the_mean_of_each_cell(size: int, pool: int) -> None:
     values = activation(size).double()
     side = size // pool

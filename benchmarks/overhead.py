@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 from diffssl.extract.adm import ADM, build_unet
-from diffssl.extract.run import Job, compute, load_backbone, open_store, prepare
+from diffssl.extract.job import Job, compute, load_backbone, open_store, prepare
 from diffssl.extract.spec import ExtractSpec
 from diffssl.extract.zoo import model_config
 
@@ -59,7 +59,7 @@ def extraction_seconds(
     job = job_for(folder / f"{uuid.uuid4().hex}.zarr", blocks, pools, images)
     store = open_store(job, backbone)
     started = time.perf_counter()
-    compute(job, store, backbone)
+    compute(job, store, backbone, lambda _: None)
     return time.perf_counter() - started
 
 

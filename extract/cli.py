@@ -13,10 +13,11 @@ import click
 from ..store.cli import run
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .errors import Interrupted
-from .run import extract, prepare, show_plan
+from .job import prepare
+from .run import extract, show_plan
 from .settings import describe_blocks
 from .sources import DIGITS
-from .spec import COMPUTE_DTYPES, STORE_DTYPES, ExtractSpec
+from .spec import COMPUTE_DTYPES, STORE_DTYPES, ExtractSpec, parse_part
 from .zoo import BUNDLED, PUBLISHED, find_model, model_config
 
 
@@ -59,6 +60,9 @@ class _List(click.ParamType[Any]):
 @click.option("--dtype", type=click.Choice(COMPUTE_DTYPES), help="Compute dtype; default float32, float16 on a GPU.")
 @click.option("--store-dtype", type=click.Choice(STORE_DTYPES), help="Dtype on disk; default float16.")
 @click.option("--row-block", type=int, help="Rows of a commit, a power of two; default by the number of rows.")
+@click.option("--part", type=_List(parse_part), default="0/1", help="I/N: only the I-th of N parts, from 0; for job arrays.")
+@click.option("--workers", type=click.IntRange(min=1), help="So many processes on this machine, one a GPU if there are GPUs.")
+@click.option("--dask", metavar="ADDRESS", help="Compute on a running Dask cluster, such as tcp://node1:8786.")
 @click.option("--max-bad", type=int, help="Undecodable images allowed; default 0.1 % of them, at least 1.")
 @click.option("--plan", is_flag=True, help="Say what would be computed and written, and stop.")
 @click.option("--measure", is_flag=True, help="With --plan: time one batch.")
@@ -66,22 +70,25 @@ class _List(click.ParamType[Any]):
 def command(**options: Any) -> None:
     """Run a frozen diffusion U-Net once per image and timestep and keep the features of a grid of settings."""
     plan, measure, list_blocks = (options.pop(name) for name in ("plan", "measure", "list_blocks"))
+    workers, dask = options.pop("workers"), options.pop("dask")
     if list_blocks:
         _list_blocks(options)
         return
     for name in ("blocks", "timesteps"):
         if not options[name]:
             raise click.UsageError(f"--{name} is needed, such as --blocks 18,24 --timesteps 10,90")
+    if (workers is not None) + (dask is not None) + (options["part"][1] > 1) > 1:
+        raise click.UsageError("--part, --workers and --dask exclude each other")
     if measure and not plan:
         raise click.UsageError("--measure goes with --plan")
     try:
-        spec = ExtractSpec(**options, command=_command_line())
+        spec = ExtractSpec(**options, command=_command_line(whole=True))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if plan:
         show_plan(prepare(spec, click.echo), measure, click.echo)
     else:
-        extract(spec, click.echo)
+        extract(spec, click.echo, workers=workers, dask=dask)
 
 
 def _list_blocks(options: dict[str, Any]) -> None:
@@ -101,5 +108,11 @@ def main() -> None:
     run(command, str(Interrupted(_command_line())))
 
 
-def _command_line() -> str:
-    return shlex.join(["diffssl-extract", *sys.argv[1:]])
+def _command_line(*, whole: bool = False) -> str:
+    """The command line as typed; ``whole`` without ``--part``, so that it completes the store alone."""
+    arguments = sys.argv[1:]
+    if whole and "--part" in arguments:
+        at = arguments.index("--part")
+        arguments = arguments[:at] + arguments[at + 2 :]
+    arguments = [argument for argument in arguments if not (whole and argument.startswith("--part="))]
+    return shlex.join(["diffssl-extract", *arguments])

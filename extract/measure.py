@@ -6,8 +6,8 @@ import time
 
 import torch
 
+from .job import Job, load_backbone
 from .pooling import pool_map
-from .run import Job, load_backbone
 
 _REPEATS = 3
 

@@ -38,6 +38,10 @@ class Timings:
     backbone: float = 0.0
     write: float = 0.0
 
+    def __add__(self, other: Timings) -> Timings:
+        """Sums, stage by stage, of two processes."""
+        return Timings(self.decode + other.decode, self.backbone + other.backbone, self.write + other.write)
+
     def __str__(self) -> str:
         """Shares, for the last line of a run."""
         total = max(self.decode + self.backbone + self.write, 1e-9)

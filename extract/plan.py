@@ -22,6 +22,11 @@ class Work:
     rows: range
     keys: Mapping[int, Sequence[FeatureKey]]
 
+    @property
+    def forwards(self) -> int:
+        """Forward passes of one image: one for each (timestep, draw)."""
+        return len(self.rows) * sum(len({key.draw for key in keys}) for keys in self.keys.values())
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -58,6 +63,7 @@ def make_plan(
     keys: Sequence[FeatureKey],
     limit: int | None,
     store: FeatureStore | None,
+    part: tuple[int, int] = (0, 1),
 ) -> Plan:
     """Compare what is wanted with what is committed.
 
@@ -67,23 +73,25 @@ def make_plan(
         keys: settings wanted of every split.
         limit: only the first so many rows of every split.
         store: the store, if there is one.
+        part: (I, N): only every N-th row block from the I-th on, counted over all splits whatever is there already, so
+            that a part is the same row blocks whenever it is run.
     """
+    first, step = part
+    row_blocks = [(split, block) for split, n in rows.items() for block in range(-(-min(n, limit or n) // header.row_block))]
     work = [
-        Work(split, block, block_range(n, header.row_block, block), _missing(store, split, block, keys))
-        for split, n in rows.items()
-        for block in range(-(-min(n, limit or n) // header.row_block))
+        Work(split, block, block_range(rows[split], header.row_block, block), _missing(store, split, block, keys))
+        for split, block in row_blocks[first::step]
     ]
     gflop = {block.number: block.gflop for block in header.blocks}
     steps = {key.timestep for key in keys}
     left = [item for item in work if item.keys]
-    total_gflop, forwards, n_bytes, files = 0.0, 0, 0, 0
+    total_gflop, n_bytes, files = 0.0, 0, 0
     arrays: set[tuple[str, str]] = set()
     for item in left:
         padded = -(-len(item.rows) // header.batch_size) * header.batch_size
         for step_keys in item.keys.values():
             for draw in {key.draw for key in step_keys}:
                 deepest = max(key.block for key in step_keys if key.draw == draw)
-                forwards += len(item.rows)
                 total_gflop += padded * gflop[deepest]
             for key in step_keys:
                 layout = header.layout(key, rows[item.split])
@@ -96,7 +104,7 @@ def make_plan(
     done = len(work) * len(steps) - sum(len(item.keys) for item in left)
     return Plan(
         work=left,
-        forwards=forwards,
+        forwards=sum(item.forwards for item in left),
         gflop=total_gflop,
         arrays=len(arrays),
         bytes=n_bytes + len(arrays) * _DOCUMENT_BYTES,

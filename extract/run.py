@@ -2,94 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..store import (
-    FeatureKey,
-    FeatureStore,
-    StorageFull,
-    StoreHeader,
-    StoreNotFound,
-    UnitWriter,
-    add_arrays,
-    add_split,
-    create,
-    expand,
-    merged_pools,
-)
-from ..store.create import check_header, check_split
+from ..store import FeatureStore, StorageFull, add_split
 from ..store.describe import human_bytes
-from ..store.header import read_header
 from ..store.journal import Commit
 from ..store.progress import progress_bar
 from ..store.storage import LocalStorage
 from .errors import TooManyBadSamples
-from .plan import Plan, describe_plan, make_plan
-from .settings import check_settings, make_header, pick_model
-from .sources import DIGITS, DataSet, load_data
+from .job import Echo, Job, compute, load_backbone, open_store, prepare
+from .plan import describe_plan
 from .spec import ExtractSpec
-from .zoo import BUNDLED, ModelSource
 
 if TYPE_CHECKING:
-    from .adm import ADM
     from .pipeline import Timings
 
-Echo = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A spec resolved against images, model and store: everything but the backbone itself."""
-
-    spec: ExtractSpec
-    data: DataSet
-    model: ModelSource
-    header: StoreHeader
-    store: FeatureStore | None
-    keys: Sequence[FeatureKey]
-    plan: Plan
-
-
-def prepare(spec: ExtractSpec, echo: Echo = print) -> Job:
-    """Resolve a spec and compare it with the store, changing nothing.
-
-    Imports torch only for a store that does not exist yet.
-
-    Raises:
-        DiffsslError: the images, the model or the store cannot be used as asked.
-    """
-    try:
-        there = read_header(LocalStorage(spec.store))
-    except StoreNotFound:
-        there = None
-    echo(_announcement(spec, there))
-    data = load_data(spec.data, spec.labels)
-    for note in data.notes:
-        echo(note)
-    model = pick_model(spec, there)
-    header = make_header(spec, model, data, there)
-    if there is not None:
-        check_header(spec.store, there, header)
-    data = data.with_classes(header.classes)
-    check_settings(spec, header, model)
-    for line in merged_pools(header.blocks, spec.blocks, spec.pools):
-        echo(line)
-    keys = expand(header.blocks, spec.blocks, spec.timesteps, spec.pools, range(spec.draws))
-    store = None
-    if there is not None:
-        store = FeatureStore.open(spec.store)
-        for name in sorted(data.splits.keys() & store.splits):
-            check_split(store, name, data.splits[name].ids)
-    rows = {name: len(split.ids) for name, split in data.splits.items()}
-    return Job(spec, data, model, header, store, keys, make_plan(header, rows, keys, spec.limit, store))
+_LABEL = "extract (images x timesteps)"
 
 
 def show_plan(job: Job, measure: bool, echo: Echo = print) -> None:
@@ -105,8 +34,14 @@ def show_plan(job: Job, measure: bool, echo: Echo = print) -> None:
         echo(f"time        {seconds * 1000:.4g} ms a forward pass of one image, {_clock(seconds * job.plan.forwards)} in all")
 
 
-def extract(spec: ExtractSpec, echo: Echo = print) -> FeatureStore:
+def extract(spec: ExtractSpec, echo: Echo = print, *, workers: int | None = None, dask: str | None = None) -> FeatureStore:
     """Extract features into a store, computing only what it does not have yet.
+
+    Args:
+        spec: what to extract.
+        echo: called with each line for people.
+        workers: so many processes on this machine, one a GPU where there are GPUs; None for this process alone.
+        dask: address of a running Dask cluster that computes instead.
 
     Returns:
         The store, complete for what was asked.
@@ -115,74 +50,56 @@ def extract(spec: ExtractSpec, echo: Echo = print) -> FeatureStore:
         DiffsslError: see ``extract/errors.py`` and ``store/errors.py``; everything committed until then is kept.
     """
     job = prepare(spec, echo)
-    store = _compute(job, echo) if job.plan.work else job.store
-    assert store is not None
+    if job.plan.work or job.store is None:
+        store = _compute(job, echo, workers, dask)
+    else:
+        store = job.store
+        share = f" of part {spec.part[0]}/{spec.part[1]}" if spec.part[1] > 1 else ""
+        echo(f"nothing to do: {spec.store} has all {job.plan.units} units{share}")
     _compare_rows(job, store, echo)
-    if not job.plan.work:
-        echo(f"nothing to do: {spec.store} has all {job.plan.units} units")
     _raise_limit(job, store)
     _report_bad(job, store, echo)
     return store
 
 
-def _compute(job: Job, echo: Echo) -> FeatureStore:
+def _compute(job: Job, echo: Echo, workers: int | None, dask: str | None) -> FeatureStore:
     needed, free = job.plan.bytes, LocalStorage(job.spec.store).free_bytes()
     if needed > free:
         raise StorageFull(
             job.spec.store,
             f"{human_bytes(needed)} will be written and {human_bytes(free)} are free; use another disk, or fewer settings",
         )
-    backbone = load_backbone(job)
-    store = open_store(job, backbone)
     done, units = job.plan.done, job.plan.units
-    echo(f"{job.plan.images} images, {job.plan.forwards} forward passes; {done} of {units} units are there")
+    line = f"{job.plan.images} images, {job.plan.forwards} forward passes; {done} of {units} units are there"
     started = time.perf_counter()
-    timings = compute(job, store, backbone)
+    if workers is None and dask is None:
+        store, timings = _here(job, echo, line)
+    else:
+        echo(line)
+        store, timings = _on_cluster(job, echo, workers, dask)
     seconds = time.perf_counter() - started
     rate = job.plan.forwards / seconds
     echo(f"{job.plan.forwards} forward passes in {_clock(seconds)} ({rate:.4g} images/s): {timings}")
     return store
 
 
-def load_backbone(job: Job) -> ADM:
-    """The job's model on its device. Raises ``ExtractError``."""
-    from .adm import load_adm
-    from .settings import pick_device, torch_dtype
-
-    fields = job.header.identity.fields
-    condition = fields["condition"] if job.model.config["class_cond"] else None
-    return load_adm(job.model, pick_device(job.spec.device), condition, torch_dtype(fields["compute_dtype"]))
-
-
-def open_store(job: Job, backbone: ADM) -> FeatureStore:
-    """The job's store with all splits and arrays, made as far as they are not there. Raises ``StoreError``."""
-    header = replace(job.header, versions=_versions(str(backbone.device)))
-    store = create(job.spec.store, header)
-    store.storage.remove_stale()
-    noise = header.identity.fields["noise"]
-    attributes = {key: _attributes(key, header, backbone.schedule(key.timestep or 0), noise) for key in job.keys}
-    for name, split in job.data.splits.items():
-        add_split(store, name, split.ids, split.labels)
-        add_arrays(store, name, job.keys, attributes)
-    return store
+def _here(job: Job, echo: Echo, line: str) -> tuple[FeatureStore, Timings]:
+    """Compute in this process."""
+    backbone = load_backbone(job)
+    store = open_store(job, backbone)
+    echo(line)
+    with progress_bar(job.plan.forwards, " images", _LABEL) as bar:
+        return store, compute(job, store, backbone, bar.update)
 
 
-def compute(job: Job, store: FeatureStore, backbone: ADM) -> Timings:
-    """Carry out the job's plan, with a progress bar; return where the time went."""
-    from .pipeline import Pipeline
+def _on_cluster(job: Job, echo: Echo, workers: int | None, dask: str | None) -> tuple[FeatureStore, Timings]:
+    """Compute in processes of this machine or of a running Dask cluster."""
+    from .cluster import compute_on_cluster, connect, local_cluster
 
-    versions = _versions(str(backbone.device))
-    seed = job.header.identity.fields["noise"].get("seed")
-    threads = max(2, min(16, os.cpu_count() or 2))
-    label = "extract (images x timesteps)"
-    with progress_bar(job.plan.forwards, " images", label) as bar:
-
-        def commit(writer: UnitWriter) -> None:
-            writer.commit(job.spec.limit, job.spec.command, versions)
-
-        pipeline = Pipeline(store, job.data.splits, backbone, seed, threads, commit, bar.update)
-        pipeline.run(job.plan.work)
-    return pipeline.timings
+    cluster = local_cluster(workers, job.spec.device) if workers else connect(str(dask))
+    with cluster as client, progress_bar(job.plan.forwards, " images", _LABEL) as bar:
+        timings = compute_on_cluster(job, client, bar.update, echo)
+    return FeatureStore.open(job.spec.store), timings
 
 
 def _compare_rows(job: Job, store: FeatureStore, echo: Echo) -> None:
@@ -198,8 +115,9 @@ def _raise_limit(job: Job, store: FeatureStore) -> None:
     for name, split in job.data.splits.items():
         wanted = min(len(split.ids), job.spec.limit or len(split.ids))
         for key in job.keys:
-            if store.wanted_rows([key], name) < wanted:
-                checksums = [sorted(shard)[0] for shard in store.journal.row_blocks(name, key)[0]]
+            first = store.journal.row_blocks(name, key).get(0)
+            if first is not None and store.wanted_rows([key], name) < wanted:  # else the part that commits it says so
+                checksums = [sorted(shard)[0] for shard in first]
                 left_out = {row: bad for row, bad in store.journal.left_out(name, key).items() if row < store.header.row_block}
                 store.journal.write(
                     Commit(name, 0, key.timestep, {key.path: checksums}, left_out, job.spec.limit, job.spec.command)
@@ -226,50 +144,6 @@ def _report_bad(job: Job, store: FeatureStore, echo: Echo) -> None:
             f"'diffssl-store info {job.spec.store}' lists them"
         )
     echo(line)
-
-
-def _announcement(spec: ExtractSpec, there: StoreHeader | None) -> str:
-    """First line of output: model, images and store, and which of them are defaults."""
-    default = f"{BUNDLED} (bundled; --model for another)" if there is None else f"{there.model} (the store's)"
-    model = str(spec.checkpoint or spec.model or default)
-    data = ", ".join(spec.data)
-    data = "handwritten digits (bundled; --data for yours)" if data == DIGITS else data
-    return f"model {model}, images {data}, store {spec.store}"
-
-
-def _attributes(
-    key: FeatureKey, header: StoreHeader, schedule: tuple[float, float], noise: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What people should know about an array; JSON has no infinity, so log-SNR is null where sigma is 0."""
-    block = next(block for block in header.blocks if block.number == key.block)
-    alpha, sigma = schedule if noise["scheme"] != "none" else (1.0, 0.0)
-    return {
-        "block_kind": block.kind,
-        "channels": block.channels,
-        "map_size": block.size,
-        "cumulative_gflop": block.gflop,
-        "timestep": key.timestep,
-        "alpha": alpha,
-        "sigma": sigma,
-        "log_snr": 2 * float(np.log(alpha / sigma)) if sigma else None,
-    }
-
-
-def _versions(device: str) -> dict[str, str]:
-    import torch
-
-    try:
-        own = version("diffssl")
-    except PackageNotFoundError:
-        own = "not installed"
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    return {
-        "diffssl": own,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "device": f"{device} ({name})",
-    }
 
 
 def _clock(seconds: float) -> str:

@@ -37,6 +37,7 @@ class ExtractSpec:
         dtype: compute dtype (``float32``, ``float16``, ``bfloat16``).
         store_dtype: dtype on disk (``float16``, ``float32``).
         row_block: rows of a row block; a power of two.
+        part: (I, N): compute only every N-th row block from the I-th on.
         max_bad: images that may be undecodable before the run fails; 0.1 % of the images, at least 1, by default.
         command: the command line, kept in commits so that errors can name it.
     """
@@ -60,6 +61,7 @@ class ExtractSpec:
     dtype: str | None = None
     store_dtype: str | None = None
     row_block: int | None = None
+    part: tuple[int, int] = (0, 1)
     max_bad: int | None = None
     command: str | None = field(default=None, compare=False)
 
@@ -84,5 +86,15 @@ class ExtractSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if not 0 <= self.part[0] < self.part[1]:
+            raise ValueError(f"parts are numbered from 0: --part I/N with I below N, got {self.part[0]}/{self.part[1]}")
         if self.max_bad is not None and self.max_bad < 0:
             raise ValueError(f"--max-bad must be at least 0, got {self.max_bad}")
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """``"2/8"`` -> (2, 8). Raises ``ValueError``."""
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdecimal() and parts.isdecimal()):
+        raise ValueError(f"a part is I/N, such as 0/8 for the first of eight, got {text!r}")
+    return int(number), int(parts)

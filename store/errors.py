@@ -19,12 +19,17 @@ The command lines turn a ``DiffsslError`` into one line on stderr and exit code 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class DiffsslError(Exception):
     """Base of every error that diffssl raises about data or state."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors have arguments of their own, and cross from a Dask worker to the user as they are.
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class StoreError(DiffsslError):
@@ -74,3 +79,9 @@ class IdentityMismatch(StoreError):
 
 class StorageFull(StoreError):
     """The disk cannot hold what is about to be written."""
+
+
+def _rebuild(kind: type[DiffsslError], args: tuple[Any, ...], state: Mapping[str, Any]) -> DiffsslError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

@@ -204,6 +204,7 @@ def test_every_import_is_a_requirement() -> None:
         "sklearn": "scikit-learn",
         "guided_diffusion": "guided-diffusion-sdk",
         "google_crc32c": "google-crc32c",
+        "distributed": "dask",  # dask[distributed]
     }
     required = {re.split(r"[\s\[<>=]", line)[0] for line in lines(setup()["options"]["install_requires"])}
     outside = set().union(*(roots(path) for path in SOURCES)) - {"diffssl"} - sys.stdlib_module_names

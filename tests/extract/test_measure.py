@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffssl.extract import ExtractSpec
+from diffssl.extract.job import prepare
 from diffssl.extract.measure import seconds_per_forward
-from diffssl.extract.run import prepare, show_plan
+from diffssl.extract.run import show_plan
 
 MakeSpec = Callable[..., ExtractSpec]
 
@@ -16,7 +17,7 @@ MakeSpec = Callable[..., ExtractSpec]
 def test_time_of_a_forward_pass(tmp_path: Path, make_spec: MakeSpec) -> None:
     """About what the forward pass of the same model takes, and nothing is written."""
     job = prepare(make_spec(blocks={9: {"full"}}), lambda _: None)
-    from diffssl.extract.run import load_backbone
+    from diffssl.extract.job import load_backbone
 
     backbone = load_backbone(job)
     x = torch.zeros(8, 3, 16, 16)

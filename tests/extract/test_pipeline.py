@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from diffssl.extract import ExtractSpec, noise_for
 from diffssl.extract.images import decode
+from diffssl.extract.job import Job, load_backbone, open_store, prepare
 from diffssl.extract.pipeline import Pipeline, Timings
-from diffssl.extract.run import Job, load_backbone, open_store, prepare
 from diffssl.extract.zoo import BUNDLED, find_model
 from diffssl.store import FeatureKey, FeatureStore, UnitWriter
 from guided_diffusion.script_util import create_model_and_diffusion

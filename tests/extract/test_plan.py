@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from diffssl.extract import ExtractSpec
+from diffssl.extract.job import prepare
 from diffssl.extract.plan import Plan, describe_plan, make_plan, still_missing
-from diffssl.extract.run import prepare
 from diffssl.store import Block, FeatureKey, FeatureStore, Identity, StoreHeader
 
 MakeSpec = Callable[..., ExtractSpec]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffssl.extract import DataError, ExtractError, ExtractSpec, TooManyBadSamples, UnknownBlock, extract, loading
-from diffssl.extract.run import prepare
+from diffssl.extract.job import prepare
 from diffssl.extract.zoo import BUNDLED, DEFAULTS, PUBLISHED
 from diffssl.store import (
     DiffsslError,

@@ -1,0 +1,177 @@
+"""Row blocks as tasks of Dask workers: processes of this machine (``--workers``) or a running cluster (``--dask``).
+
+Dask schedules and starts tasks anew where a worker died; it never touches an array. A task does what a process with
+``--part`` does for one row block: it opens the store, computes what is missing and commits. So nothing depends on who
+computed what, and two workers on one row block do no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
+
+from ..store import FeatureStore
+from .errors import ExtractError
+from .job import Echo, Job, compute, load_backbone, open_store, prepare
+from .spec import ExtractSpec
+
+if TYPE_CHECKING:
+    from .adm import ADM
+    from .pipeline import Timings
+
+_CONNECT_SECONDS = 20
+_GPU = "GPU"  # the resource by which workers declare that they have one
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What a worker keeps from one row block to the next, so that the model is loaded once."""
+
+    job: Job
+    store: FeatureStore
+    backbone: ADM
+
+
+_sessions: dict[str, _Session] = {}
+# A worker with several threads still has one model: its row blocks take turns.
+_turn = threading.Lock()
+
+
+@contextmanager
+def local_cluster(workers: int, device: str) -> Iterator[Client]:
+    """A cluster of processes on this machine, each with a GPU of its own, or with its share of the cores.
+
+    Args:
+        workers: how many.
+        device: as ``--device``; GPUs are shared out if it is ``auto``.
+    """
+    gpus = _gpus() if device == "auto" else []
+    cores = str(max(1, (os.cpu_count() or 1) // workers))
+    nannies = {
+        i: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": 1,
+                "memory_limit": 0,  # memory is bounded by the pipeline; a nanny that guesses would kill at random
+                "env": {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {"OMP_NUM_THREADS": cores},
+                "silence_logs": logging.ERROR,
+            },
+        }
+        for i in range(workers)
+    }
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}}
+    with SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR) as cluster, Client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Client]:
+    """A running cluster. Raises ``ExtractError`` where there is none, it has no workers, or they have another diffssl."""
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ExtractError(
+            f"there is no Dask scheduler at {address} ({error}); start one with 'dask scheduler', "
+            "and workers with 'dask worker'"
+        ) from error
+    with client:
+        try:
+            found = client.run(version, "diffssl")
+        except ImportError as error:
+            raise ExtractError(f"the workers at {address} have no diffssl ({error}); install it where they run") from error
+        if not found:
+            raise ExtractError(f"the Dask cluster at {address} has no workers; start some with 'dask worker {address}'")
+        others = {where: theirs for where, theirs in found.items() if theirs != version("diffssl")}
+        if others:
+            where, theirs = next(iter(others.items()))
+            raise ExtractError(
+                f"{len(others)} of {len(found)} workers have another diffssl, such as {theirs} at {where}; "
+                f"here it is {version('diffssl')}"
+            )
+        yield client
+
+
+def compute_on_cluster(job: Job, client: Client, progress: Callable[[int], object], echo: Echo) -> Timings:
+    """Compute a job's row blocks on the workers; return where their time went, summed.
+
+    Args:
+        job: what to do.
+        client: of the cluster.
+        progress: called with the forward passes of every row block that is done.
+        echo: called with each line for people.
+
+    Raises:
+        DiffsslError: a worker met it, or row blocks kill their workers; what others committed is kept.
+    """
+    from .pipeline import Timings
+
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if len(job.plan.work) < len(workers):
+        echo(
+            f"only {len(job.plan.work)} row blocks for {len(workers)} workers; a new store with a smaller --row-block has more"
+        )
+    resources = {_GPU: 1} if any(_GPU in worker["resources"] for worker in workers.values()) else None
+    run, spec = uuid.uuid4().hex, job.spec
+    items = {
+        client.submit(extract_row_block, run, spec, item.split, item.row_block, resources=resources, pure=False): item
+        for item in job.plan.work
+    }
+    total = Timings()
+    try:
+        for future in as_completed(items):
+            total += future.result()
+            progress(items[future].forwards)
+    except KilledWorker as error:
+        raise ExtractError(
+            f"a row block ended several workers in a row ({error}); they are killed where memory runs out, say: "
+            "see their logs. What is committed is kept"
+        ) from error
+    finally:
+        client.cancel(list(items))
+        client.run(_forget, run, wait=False, on_error="ignore")
+    return total
+
+
+def extract_row_block(run: str, spec: ExtractSpec, split: str, row_block: int) -> Timings:
+    """On a worker: compute what is missing of a row block, and commit it. Raises ``DiffsslError``.
+
+    Args:
+        run: names the run; the worker keeps its model, store and list of images until another run comes.
+        spec: what to extract.
+        split: name of the split.
+        row_block: number of the row block.
+    """
+    with _turn:
+        if run not in _sessions:
+            _sessions.clear()
+            job = prepare(spec, lambda _: None)
+            backbone = load_backbone(job)
+            _sessions[run] = _Session(job, open_store(job, backbone), backbone)
+        session = _sessions[run]
+        plan = session.job.plan
+        work = [item for item in plan.work if (item.split, item.row_block) == (split, row_block)]
+        job = replace(session.job, plan=replace(plan, work=work))
+        return compute(job, session.store, session.backbone, lambda _: None)
+
+
+async def _forget(run: str) -> None:
+    """On a worker: give the memory of a run back. A coroutine, so that nobody waits for a worker that just died."""
+    _sessions.pop(run, None)
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return names if torch.cuda.is_available() else []

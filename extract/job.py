@@ -1,0 +1,169 @@
+"""One extraction, resolved: what was asked for, compared with images, model and store; and carrying it out."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..store import (
+    FeatureKey,
+    FeatureStore,
+    StoreHeader,
+    StoreNotFound,
+    UnitWriter,
+    add_arrays,
+    add_split,
+    create,
+    expand,
+    merged_pools,
+)
+from ..store.create import check_header, check_split
+from ..store.header import read_header
+from ..store.storage import LocalStorage
+from .plan import Plan, make_plan
+from .settings import check_settings, make_header, pick_model
+from .sources import DIGITS, DataSet, load_data
+from .spec import ExtractSpec
+from .zoo import BUNDLED, ModelSource
+
+if TYPE_CHECKING:
+    from .adm import ADM
+    from .pipeline import Timings
+
+Echo = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A spec resolved against images, model and store: everything but the backbone itself."""
+
+    spec: ExtractSpec
+    data: DataSet
+    model: ModelSource
+    header: StoreHeader
+    store: FeatureStore | None
+    keys: Sequence[FeatureKey]
+    plan: Plan
+
+
+def prepare(spec: ExtractSpec, echo: Echo = print) -> Job:
+    """Resolve a spec and compare it with the store, changing nothing.
+
+    Imports torch only for a store that does not exist yet.
+
+    Raises:
+        DiffsslError: the images, the model or the store cannot be used as asked.
+    """
+    try:
+        there = read_header(LocalStorage(spec.store))
+    except StoreNotFound:
+        there = None
+    echo(_announcement(spec, there))
+    data = load_data(spec.data, spec.labels)
+    for note in data.notes:
+        echo(note)
+    model = pick_model(spec, there)
+    header = make_header(spec, model, data, there)
+    if there is not None:
+        check_header(spec.store, there, header)
+    data = data.with_classes(header.classes)
+    check_settings(spec, header, model)
+    for line in merged_pools(header.blocks, spec.blocks, spec.pools):
+        echo(line)
+    keys = expand(header.blocks, spec.blocks, spec.timesteps, spec.pools, range(spec.draws))
+    store = None
+    if there is not None:
+        store = FeatureStore.open(spec.store)
+        for name in sorted(data.splits.keys() & store.splits):
+            check_split(store, name, data.splits[name].ids)
+    rows = {name: len(split.ids) for name, split in data.splits.items()}
+    return Job(spec, data, model, header, store, keys, make_plan(header, rows, keys, spec.limit, store, spec.part))
+
+
+def load_backbone(job: Job) -> ADM:
+    """The job's model on its device. Raises ``ExtractError``."""
+    from .adm import load_adm
+    from .settings import pick_device, torch_dtype
+
+    fields = job.header.identity.fields
+    condition = fields["condition"] if job.model.config["class_cond"] else None
+    return load_adm(job.model, pick_device(job.spec.device), condition, torch_dtype(fields["compute_dtype"]))
+
+
+def open_store(job: Job, backbone: ADM) -> FeatureStore:
+    """The job's store with all splits and arrays, made as far as they are not there. Raises ``StoreError``."""
+    header = replace(job.header, versions=_versions(str(backbone.device)))
+    store = create(job.spec.store, header)
+    store.storage.remove_stale()
+    noise = header.identity.fields["noise"]
+    attributes = {key: _attributes(key, header, backbone.schedule(key.timestep or 0), noise) for key in job.keys}
+    for name, split in job.data.splits.items():
+        add_split(store, name, split.ids, split.labels)
+        add_arrays(store, name, job.keys, attributes)
+    return store
+
+
+def compute(job: Job, store: FeatureStore, backbone: ADM, progress: Callable[[int], object]) -> Timings:
+    """Carry out the job's plan; return where the time went. ``progress`` is called with the images of each forward pass."""
+    from .pipeline import Pipeline
+
+    versions = _versions(str(backbone.device))
+    seed = job.header.identity.fields["noise"].get("seed")
+    threads = max(2, min(16, os.cpu_count() or 2))
+
+    def commit(writer: UnitWriter) -> None:
+        writer.commit(job.spec.limit, job.spec.command, versions)
+
+    pipeline = Pipeline(store, job.data.splits, backbone, seed, threads, commit, progress)
+    pipeline.run(job.plan.work)
+    return pipeline.timings
+
+
+def _announcement(spec: ExtractSpec, there: StoreHeader | None) -> str:
+    """First line of output: model, images and store, and which of them are defaults."""
+    default = f"{BUNDLED} (bundled; --model for another)" if there is None else f"{there.model} (the store's)"
+    model = str(spec.checkpoint or spec.model or default)
+    data = ", ".join(spec.data)
+    data = "handwritten digits (bundled; --data for yours)" if data == DIGITS else data
+    return f"model {model}, images {data}, store {spec.store}"
+
+
+def _attributes(
+    key: FeatureKey, header: StoreHeader, schedule: tuple[float, float], noise: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What people should know about an array; JSON has no infinity, so log-SNR is null where sigma is 0."""
+    block = next(block for block in header.blocks if block.number == key.block)
+    alpha, sigma = schedule if noise["scheme"] != "none" else (1.0, 0.0)
+    return {
+        "block_kind": block.kind,
+        "channels": block.channels,
+        "map_size": block.size,
+        "cumulative_gflop": block.gflop,
+        "timestep": key.timestep,
+        "alpha": alpha,
+        "sigma": sigma,
+        "log_snr": 2 * float(np.log(alpha / sigma)) if sigma else None,
+    }
+
+
+def _versions(device: str) -> dict[str, str]:
+    import torch
+
+    try:
+        own = version("diffssl")
+    except PackageNotFoundError:
+        own = "not installed"
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    return {
+        "diffssl": own,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "device": f"{device} ({name})",
+    }

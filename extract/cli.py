@@ -39,6 +39,12 @@ class _List(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+def _row_block(text: str) -> int | None:
+    if text != "auto" and not text.isdecimal():
+        raise ValueError(f"a row block is a number of rows, or auto, got {text!r}")
+    return None if text == "auto" else int(text)
+
+
 @click.command()
 @click.version_option(package_name="diffssl")
 @click.option("--blocks", type=_List(parse_blocks), help="Blocks, such as 18,24 or 1-37 or 19@8,24@full.")
@@ -59,18 +65,19 @@ class _List(click.ParamType[Any]):
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--dtype", type=click.Choice(COMPUTE_DTYPES), help="Compute dtype; default float32, float16 on a GPU.")
 @click.option("--store-dtype", type=click.Choice(STORE_DTYPES), help="Dtype on disk; default float16.")
-@click.option("--row-block", type=int, help="Rows of a commit, a power of two; default by the number of rows.")
+@click.option("--row-block", type=_List(_row_block), default="auto", show_default=True, help="Rows of a commit, a power of 2.")
 @click.option("--part", type=_List(parse_part), default="0/1", help="I/N: only the I-th of N parts, from 0; for job arrays.")
 @click.option("--workers", type=click.IntRange(min=1), help="So many processes on this machine, one a GPU if there are GPUs.")
 @click.option("--dask", metavar="ADDRESS", help="Compute on a running Dask cluster, such as tcp://node1:8786.")
 @click.option("--max-bad", type=int, help="Undecodable images allowed; default 0.1 % of them, at least 1.")
 @click.option("--plan", is_flag=True, help="Say what would be computed and written, and stop.")
 @click.option("--measure", is_flag=True, help="With --plan: time one batch.")
+@click.option("--gpus", type=click.IntRange(min=1), help="With --plan: for so many workers.")
 @click.option("--list-blocks", is_flag=True, help="List the model's blocks and stop.")
 def command(**options: Any) -> None:
     """Run a frozen diffusion U-Net once per image and timestep and keep the features of a grid of settings."""
     plan, measure, list_blocks = (options.pop(name) for name in ("plan", "measure", "list_blocks"))
-    workers, dask = options.pop("workers"), options.pop("dask")
+    workers, dask, gpus = (options.pop(name) for name in ("workers", "dask", "gpus"))
     if list_blocks:
         _list_blocks(options)
         return
@@ -79,14 +86,14 @@ def command(**options: Any) -> None:
             raise click.UsageError(f"--{name} is needed, such as --blocks 18,24 --timesteps 10,90")
     if (workers is not None) + (dask is not None) + (options["part"][1] > 1) > 1:
         raise click.UsageError("--part, --workers and --dask exclude each other")
-    if measure and not plan:
-        raise click.UsageError("--measure goes with --plan")
+    if (measure or gpus) and not plan:
+        raise click.UsageError(f"{'--measure' if measure else '--gpus'} goes with --plan")
     try:
-        spec = ExtractSpec(**options, command=_command_line(whole=True))
+        spec = ExtractSpec(**options, sharing=gpus or workers or 1, command=_command_line(whole=True))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if plan:
-        show_plan(prepare(spec, click.echo), measure, click.echo)
+        show_plan(prepare(spec, click.echo), measure, click.echo, gpus or 1)
     else:
         extract(spec, click.echo, workers=workers, dask=dask)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..store import FeatureStore, StorageFull, add_split
@@ -21,17 +22,21 @@ if TYPE_CHECKING:
 _LABEL = "extract (images x timesteps)"
 
 
-def show_plan(job: Job, measure: bool, echo: Echo = print) -> None:
-    """Print what a run would compute and write; with ``measure``, time one batch and say what it means."""
+def show_plan(job: Job, measure: bool, echo: Echo = print, workers: int = 1) -> None:
+    """Print what a run would compute and write; with ``measure``, time one batch and say what it means for the workers."""
     for name, split in job.data.splits.items():
         echo(f"split {name:<6}{len(split.ids)} images, {len(job.data.classes)} classes")
     for line in describe_plan(job.plan, job.header, job.keys, LocalStorage(job.spec.store).free_bytes()):
         echo(line)
+    each = -(-len(job.plan.work) // workers)  # row blocks of the worker that has most
+    if workers > 1:
+        echo(f"workers     {len(job.plan.work)} row blocks for {workers}: at most {each} each")
     if measure and job.plan.work:
         from .measure import seconds_per_forward
 
         seconds = seconds_per_forward(job)
-        echo(f"time        {seconds * 1000:.4g} ms a forward pass of one image, {_clock(seconds * job.plan.forwards)} in all")
+        longest = seconds * job.plan.forwards * each / len(job.plan.work)
+        echo(f"time        {seconds * 1000:.4g} ms a forward pass of one image here, {_clock(longest)} in all")
 
 
 def extract(spec: ExtractSpec, echo: Echo = print, *, workers: int | None = None, dask: str | None = None) -> FeatureStore:
@@ -49,7 +54,7 @@ def extract(spec: ExtractSpec, echo: Echo = print, *, workers: int | None = None
     Raises:
         DiffsslError: see ``extract/errors.py`` and ``store/errors.py``; everything committed until then is kept.
     """
-    job = prepare(spec, echo)
+    job = prepare(replace(spec, sharing=workers or spec.sharing), echo)
     if job.plan.work or job.store is None:
         store = _compute(job, echo, workers, dask)
     else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..store import Block, Identity, StoreHeader
-from ..store.layout import default_row_block
+import numpy as np
+
+from ..store import Block, Identity, StoreHeader, expand
+from ..store.layout import default_row_block, fit_row_block
 from ..store.selection import format_numbers
 from . import noise
 from .errors import ExtractError, UnknownBlock
@@ -51,8 +54,9 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
         "noise": _noise(spec, noise_there),
         "compute_dtype": spec.dtype or from_store.get("compute_dtype") or _compute_dtype(spec.device),
     }
-    most_rows = max(len(split.ids) for split in data.splits.values())
-    row_block = spec.row_block or (there.row_block if there else default_row_block(most_rows, spec.limit))
+    blocks = there.blocks if there else _measure(model)
+    store_dtype = spec.store_dtype or (there.dtype if there else "float16")
+    row_block = spec.row_block or (there.row_block if there else _row_block(spec, data, blocks, store_dtype))
     batch_size = spec.batch_size or (there.batch_size if there else min(row_block, _batch_size(image_size, spec.device)))
     if batch_size > row_block:
         raise ExtractError(f"batches never cross a row block: --batch-size {batch_size} is more than its {row_block} rows")
@@ -63,9 +67,9 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
         classes=there.classes if there is not None and not new_classes else data.classes,
         row_block=row_block,
         batch_size=batch_size,
-        dtype=spec.store_dtype or (there.dtype if there else "float16"),
+        dtype=store_dtype,
         memory_format="contiguous",
-        blocks=there.blocks if there else _measure(model),
+        blocks=blocks,
         model=model.name,
     )
 
@@ -122,6 +126,18 @@ def _noise(spec: ExtractSpec, there: Mapping[str, Any]) -> dict[str, Any]:
             raise ExtractError(f"clean images have no noise, so --seed {spec.seed} means nothing with --noise none")
         return {"scheme": "none"}
     return {"scheme": noise.SCHEME, "seed": there.get("seed", 0) if spec.seed is None else spec.seed}
+
+
+def _row_block(spec: ExtractSpec, data: DataSet, blocks: Sequence[Block], dtype: str) -> int:
+    """Rows of a row block of a new store, by the rows, the workers and the grid."""
+    rows = [min(len(split.ids), spec.limit or len(split.ids)) for split in data.splits.values()]
+    known = {block.number: own for block in blocks if (own := spec.blocks.get(block.number)) is not None}
+    keys = expand(blocks, known, spec.timesteps, spec.pools, range(spec.draws))
+    layouts = (StoreHeader.row_shape(blocks, key) for key in keys)
+    unit_bytes = sum(math.prod(shape) for shape in layouts) * np.dtype(dtype).itemsize // len(spec.timesteps)
+    most = max(len(split.ids) for split in data.splits.values())
+    workers = max(spec.sharing, spec.part[1])
+    return fit_row_block(default_row_block(most, spec.limit), sum(rows), workers, len(keys), unit_bytes)
 
 
 def _compute_dtype(device: str) -> str:

@@ -38,6 +38,7 @@ class ExtractSpec:
         store_dtype: dtype on disk (``float16``, ``float32``).
         row_block: rows of a row block; a power of two.
         part: (I, N): compute only every N-th row block from the I-th on.
+        sharing: processes that share the work, of which a new store's row blocks take account.
         max_bad: images that may be undecodable before the run fails; 0.1 % of the images, at least 1, by default.
         command: the command line, kept in commits so that errors can name it.
     """
@@ -62,6 +63,7 @@ class ExtractSpec:
     store_dtype: str | None = None
     row_block: int | None = None
     part: tuple[int, int] = (0, 1)
+    sharing: int = 1
     max_bad: int | None = None
     command: str | None = field(default=None, compare=False)
 
@@ -82,7 +84,7 @@ class ExtractSpec:
             raise ValueError(f"--dtype is float32, float16 or bfloat16, got {self.dtype}")
         if self.store_dtype not in (None, *STORE_DTYPES):
             raise ValueError(f"--store-dtype is float32 or float16, got {self.store_dtype}")
-        for name in ("draws", "limit", "batch_size"):
+        for name in ("draws", "limit", "batch_size", "sharing"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

@@ -58,9 +58,13 @@ class StoreHeader:
 
     def layout(self, key: FeatureKey, rows: int) -> ArrayLayout:
         """Shape, dtype and chunking of a setting's array in a split of ``rows`` rows. The block must be known."""
-        block = next(block for block in self.blocks if block.number == key.block)
-        row_shape = (block.channels, 1, 1) if isinstance(key.pool, str) else (block.channels, key.pool, key.pool)
-        return ArrayLayout(rows, row_shape, store_dtype(self.dtype), self.row_block)
+        return ArrayLayout(rows, self.row_shape(self.blocks, key), store_dtype(self.dtype), self.row_block)
+
+    @staticmethod
+    def row_shape(blocks: Sequence[Block], key: FeatureKey) -> tuple[int, int, int]:
+        """(C, p, p) of one row of a setting. The block must be known."""
+        block = next(block for block in blocks if block.number == key.block)
+        return (block.channels, 1, 1) if isinstance(key.pool, str) else (block.channels, key.pool, key.pool)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StoreHeader:

@@ -21,6 +21,10 @@ JOURNAL = "journal"
 
 MIN_ROW_BLOCK = 64
 MAX_ROW_BLOCK = 2048
+LARGEST_ROW_BLOCK = 16384  # only to keep the number of files down
+MAX_FILES = 200_000  # of a grid where it allows; scratch file systems have quotas of about a million
+MAX_OPEN_BYTES = 2 * 10**9  # of the open shards of one unit, in a writer's memory
+ROW_BLOCKS_A_WORKER = 4
 MAX_SHARD_BYTES = 128 * 10**6
 CHUNK_BYTES = 1 << 20
 
@@ -36,6 +40,32 @@ def default_row_block(rows: int, limit: int | None = None) -> int:
     if limit is not None:
         wanted = min(wanted, limit / 8)
     return min(MAX_ROW_BLOCK, max(MIN_ROW_BLOCK, 1 << int(math.log2(max(wanted, 1)))))
+
+
+def fit_row_block(row_block: int, rows: int, workers: int, settings: int, unit_row_bytes: int) -> int:
+    """Change a default row block for many workers and large grids.
+
+    It is halved until each worker has at least four row blocks, down to 64 rows; or doubled while the grid has more than
+    200,000 files, as long as each worker keeps four row blocks and a unit's open shards stay under 2 GB.
+
+    Args:
+        row_block: to start from.
+        rows: of all splits.
+        workers: processes that will share the work.
+        settings: arrays of one split.
+        unit_row_bytes: bytes of a row over all settings of a timestep.
+    """
+    few = ROW_BLOCKS_A_WORKER * workers
+    while row_block > MIN_ROW_BLOCK and rows / row_block < few:
+        row_block //= 2
+    while (
+        settings * rows / row_block > MAX_FILES
+        and row_block < LARGEST_ROW_BLOCK
+        and rows / (2 * row_block) >= few
+        and 2 * row_block * unit_row_bytes <= MAX_OPEN_BYTES
+    ):
+        row_block *= 2
+    return row_block
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_plan(small: list[str], run_main: RunMain, tmp_path: Path) -> None:
 def test_plan_with_measure(small: list[str], run_main: RunMain, tmp_path: Path) -> None:
     code, out, err = run_main(*small, "--plan", "--measure")
     assert (code, err) == (0, "")
-    assert re.fullmatch(r"time +[\d.e-]+ ms a forward pass of one image, \d+:\d\d:\d\d in all", out.splitlines()[-1])
+    assert re.fullmatch(r"time +[\d.e-]+ ms a forward pass of one image here, \d+:\d\d:\d\d in all", out.splitlines()[-1])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,7 +125,7 @@ def test_help_names_every_option() -> None:
     result = CliRunner().invoke(command, ["--help"])
     assert result.exit_code == 0
     shown = {word for line in result.output.splitlines() for word in line.split()[:1]}
-    assert {f"--{name.replace('_', '-')}" for name in ExtractSpec.__dataclass_fields__ if name != "command"} <= shown
+    assert {f"--{name.replace('_', '-')}" for name in ExtractSpec.__dataclass_fields__ if name not in ("command", "sharing")} <= shown
     assert {"--plan", "--measure", "--list-blocks"} <= shown
 
 

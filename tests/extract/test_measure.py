@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,19 @@ def test_nothing_left_to_measure(make_spec: MakeSpec, run_extract: Callable[[Ext
     show_plan(prepare(make_spec(limit=16), lambda _: None), measure, lines.append)
     assert "1 of 1 units" in lines[2]
     assert not [line for line in lines if line.startswith("time")]
+
+
+def test_for_many_workers(make_spec: MakeSpec) -> None:
+    """The worker with the most row blocks is the one to wait for: 5 row blocks for 2 workers take the time of 3."""
+    job = prepare(make_spec(), lambda _: None)
+    lines: list[str] = []
+    show_plan(job, False, lines.append, 2)
+    assert lines[-1] == "workers     5 row blocks for 2: at most 3 each"
+
+
+def test_a_new_store_has_row_blocks_for_its_workers(make_spec: MakeSpec) -> None:
+    """At least four each; one that is there keeps its own."""
+    spec = make_spec(row_block=None, data=("digits",), limit=1024)
+    assert prepare(spec, lambda _: None).header.row_block == 128
+    assert prepare(replace(spec, sharing=4), lambda _: None).header.row_block == 64
+    assert prepare(replace(spec, part=(3, 4)), lambda _: None).header.row_block == 64

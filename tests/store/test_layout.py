@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from itertools import chain
 
@@ -11,6 +12,7 @@ from diffssl.store.layout import (
     block_range,
     default_row_block,
     feature_document,
+    fit_row_block,
     group_document,
     journal_document,
     store_dtype,
@@ -146,3 +148,33 @@ def test_store_dtype_is_little_endian(name: DTypeLike) -> None:
 def test_store_dtype_refuses_others(name: str) -> None:
     with pytest.raises(ValueError, match=f"float16 or float32, got {name}"):
         store_dtype(name)
+
+
+IMAGENET = 1_281_167 + 50_000
+
+
+@pytest.mark.parametrize(
+    ("row_block", "rows", "workers", "settings", "unit_row_bytes", "fitted"),
+    [
+        (2048, IMAGENET, 1, 182, 26 * 2048, 2048),  # 118,000 files: nothing to change
+        (2048, IMAGENET, 8, 1110, 111 * 2048, 8192),  # 721,000 files become 180,000
+        (2048, IMAGENET, 64, 1110, 111 * 2048, 4096),  # one more doubling would leave three row blocks a worker
+        (2048, IMAGENET, 256, 1110, 111 * 2048, 1024),  # four a worker go before the number of files
+        (2048, IMAGENET, 8, 1110, 37 * 2**19, 2048),  # 2 GB of open shards: files or not
+        (256, 1797, 4, 8, 4096, 64),  # never below 64, though that leaves 28 row blocks
+        (64, 100, 64, 8, 4096, 64),
+    ],
+)
+def test_row_blocks_fit_workers_and_grid(
+    row_block: int, rows: int, workers: int, settings: int, unit_row_bytes: int, fitted: int
+) -> None:
+    assert fit_row_block(row_block, rows, workers, settings, unit_row_bytes) == fitted
+
+
+def test_fitted_row_blocks_keep_their_promises() -> None:
+    for rows, workers, settings in itertools.product((10**4, 10**5, 10**6, 10**7), (1, 8, 64), (1, 100, 2000)):
+        row_block = fit_row_block(default_row_block(rows), rows, workers, settings, 2048)
+        assert row_block & (row_block - 1) == 0
+        assert rows / row_block >= 4 * workers or row_block == 64
+        if settings * rows / row_block > 200_000:  # then nothing is left to give
+            assert row_block == 16384 or rows / (2 * row_block) < 4 * workers

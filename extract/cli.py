@@ -60,6 +60,7 @@ def _row_block(text: str) -> int | None:
 @click.option("--seed", type=int, help="Of the noise; default 0, or the store's.")
 @click.option("--noise", type=click.Choice(["gaussian", "none"]), help="none extracts from clean images.")
 @click.option("--draws", type=int, default=1, show_default=True, help="Noise draws.")
+@click.option("--crops", type=int, default=1, show_default=True, help="Crops of training rows: the canonical one, and more.")
 @click.option("--limit", type=int, help="Only the first N rows of every split (a random sample).")
 @click.option("--batch-size", type=int, help="Images of a forward pass; fixed when the store is created.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")

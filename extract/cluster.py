@@ -122,7 +122,9 @@ def compute_on_cluster(job: Job, client: Client, progress: Callable[[int], objec
     resources = {_GPU: 1} if any(_GPU in worker["resources"] for worker in workers.values()) else None
     run, spec = uuid.uuid4().hex, job.spec
     items = {
-        client.submit(extract_row_block, run, spec, item.split, item.row_block, resources=resources, pure=False): item
+        client.submit(
+            extract_row_block, run, spec, item.split, item.row_block, item.crop, resources=resources, pure=False
+        ): item
         for item in job.plan.work
     }
     total = Timings()
@@ -141,7 +143,7 @@ def compute_on_cluster(job: Job, client: Client, progress: Callable[[int], objec
     return total
 
 
-def extract_row_block(run: str, spec: ExtractSpec, split: str, row_block: int) -> Timings:
+def extract_row_block(run: str, spec: ExtractSpec, split: str, row_block: int, crop: int) -> Timings:
     """On a worker: compute what is missing of a row block, and commit it. Raises ``DiffsslError``.
 
     Args:
@@ -149,6 +151,7 @@ def extract_row_block(run: str, spec: ExtractSpec, split: str, row_block: int) -
         spec: what to extract.
         split: name of the split.
         row_block: number of the row block.
+        crop: number of the crop.
     """
     with _turn:
         if run not in _sessions:
@@ -158,7 +161,7 @@ def extract_row_block(run: str, spec: ExtractSpec, split: str, row_block: int) -
             _sessions[run] = _Session(job, open_store(job, backbone), backbone)
         session = _sessions[run]
         plan = session.job.plan
-        work = [item for item in plan.work if (item.split, item.row_block) == (split, row_block)]
+        work = [item for item in plan.work if (item.split, item.row_block, item.crop) == (split, row_block, crop)]
         job = replace(session.job, plan=replace(plan, work=work))
         return compute(job, session.store, session.backbone, lambda _: None)
 

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from .crops import RandomCrop
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 _ORIENTATION = 0x0112  # exif tag
@@ -33,8 +35,8 @@ def preprocessing(image_size: int) -> dict[str, Any]:
     }
 
 
-def decode(content: bytes, image_size: int) -> NDArray[np.uint8]:
-    """Decode an image as the papers' evaluation does: shorter side resized, centre crop.
+def decode(content: bytes, image_size: int, crop: RandomCrop | None = None) -> NDArray[np.uint8]:
+    """Decode an image as the papers' evaluation does: shorter side resized, centre crop; or a training crop.
 
     Resizing is guided-diffusion's ``center_crop_arr``: box filter by halves while the shorter side is at least twice
     the size, then bicubic.
@@ -42,6 +44,7 @@ def decode(content: bytes, image_size: int) -> NDArray[np.uint8]:
     Args:
         content: of a JPEG, PNG, WebP, BMP or TIFF file.
         image_size: side of the result.
+        crop: of the training augmentation; None for the canonical one.
 
     Returns:
         (image_size, image_size, 3) uint8 RGB.
@@ -55,7 +58,7 @@ def decode(content: bytes, image_size: int) -> NDArray[np.uint8]:
                 raise UndecodableImage(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
             image.load()
             upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
-            pixels = _centre_crop(_to_rgb(upright), image_size)
+            pixels = _crop(_to_rgb(upright), image_size, crop)
     except UndecodableImage:
         raise
     except MemoryError:
@@ -75,13 +78,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _centre_crop(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
-    while min(image.size) >= 2 * image_size:
+def _crop(image: Image.Image, image_size: int, crop: RandomCrop | None) -> NDArray[np.uint8]:
+    shorter = image_size if crop is None else crop.shorter
+    while min(image.size) >= 2 * shorter:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
-    scale = image_size / min(image.size)
+    scale = shorter / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     if size[0] * size[1] > MAX_PIXELS:
         raise UndecodableImage(f"{image.width}x{image.height} pixels become {size[0]}x{size[1]}, more than {MAX_PIXELS}")
     image = image.resize(size, resample=Image.Resampling.BICUBIC)
-    left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
-    return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
+    wide, high = image.width - image_size, image.height - image_size
+    left, top = (wide // 2, high // 2) if crop is None else (int(crop.left * (wide + 1)), int(crop.top * (high + 1)))
+    pixels = np.asarray(image.crop((left, top, left + image_size, top + image_size)))
+    return pixels[:, ::-1] if crop is not None and crop.flip else pixels

@@ -26,7 +26,7 @@ from ..store import (
 from ..store.create import check_header, check_split
 from ..store.header import read_header
 from ..store.storage import LocalStorage
-from .plan import Plan, make_plan
+from .plan import Plan, keys_of, make_plan
 from .settings import check_settings, make_header, pick_model
 from .sources import DIGITS, DataSet, load_data
 from .spec import ExtractSpec
@@ -76,7 +76,7 @@ def prepare(spec: ExtractSpec, echo: Echo = print) -> Job:
     check_settings(spec, header, model)
     for line in merged_pools(header.blocks, spec.blocks, spec.pools):
         echo(line)
-    keys = expand(header.blocks, spec.blocks, spec.timesteps, spec.pools, range(spec.draws))
+    keys = expand(header.blocks, spec.blocks, spec.timesteps, spec.pools, range(spec.draws), range(spec.crops))
     store = None
     if there is not None:
         store = FeatureStore.open(spec.store)
@@ -105,7 +105,7 @@ def open_store(job: Job, backbone: ADM) -> FeatureStore:
     attributes = {key: _attributes(key, header, backbone.schedule(key.timestep or 0), noise) for key in job.keys}
     for name, split in job.data.splits.items():
         add_split(store, name, split.ids, split.labels)
-        add_arrays(store, name, job.keys, attributes)
+        add_arrays(store, name, keys_of(name, job.keys), attributes)
     return store
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store import LeftOut
+from .crops import crop_for
 from .errors import ExtractError
 from .images import UndecodableImage, decode
 from .noise import noise_batch
@@ -52,36 +53,39 @@ class Loader:
         # Of its own: noise is wanted now, images of the next row block are in no hurry.
         self._noise = ThreadPoolExecutor(threads, thread_name_prefix="diffssl-load")
 
-    def batches(self, data: SplitData, rows: range) -> list[Future[ImageBatch]]:
-        """Start reading and decoding rows, which are one row block, in batches."""
+    def batches(self, data: SplitData, rows: range, crop: int = 0, seed: int = 0) -> list[Future[ImageBatch]]:
+        """Start reading and decoding a crop of rows, which are one row block, in batches."""
         starts = range(rows.start, rows.stop, self._batch_size)
         return [
-            self._images.submit(self._decode, data, range(start, min(start + self._batch_size, rows.stop))) for start in starts
+            self._images.submit(self._decode, data, range(start, min(start + self._batch_size, rows.stop)), crop, seed)
+            for start in starts
         ]
 
     def noise(
-        self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int
+        self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int, crop: int = 0
     ) -> Future[NDArray[np.float32]]:
         """Start drawing the noise of a batch: (batch_size, *shape) float32, zero where there is no image."""
-        return self._noise.submit(self._draw, seed, ids, timestep, shape, draw)
+        return self._noise.submit(self._draw, seed, ids, timestep, shape, draw, crop)
 
     def close(self) -> None:
         """Give up what was not started and wait for what was."""
         self._images.shutdown(wait=True, cancel_futures=True)
         self._noise.shutdown(wait=True, cancel_futures=True)
 
-    def _draw(self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int) -> NDArray[np.float32]:
+    def _draw(
+        self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int, crop: int
+    ) -> NDArray[np.float32]:
         noise = np.zeros((self._batch_size, *shape), dtype=np.float32)
-        noise[: len(ids)] = noise_batch(seed, ids, timestep, shape, draw)
+        noise[: len(ids)] = noise_batch(seed, ids, timestep, shape, draw, crop)
         return noise
 
-    def _decode(self, data: SplitData, rows: range) -> ImageBatch:
+    def _decode(self, data: SplitData, rows: range, crop: int, seed: int) -> ImageBatch:
         pixels = np.zeros((self._batch_size, self._image_size, self._image_size, 3), dtype=np.uint8)
         left_out: dict[int, LeftOut] = {}
         for i, row in enumerate(rows):
             content = _read(data, row)
             try:
-                pixels[i] = decode(content, self._image_size)
+                pixels[i] = decode(content, self._image_size, crop_for(seed, data.ids[row], crop, self._image_size))
             except UndecodableImage as error:
                 left_out[row] = LeftOut(data.ids[row], str(error))
         return ImageBatch(rows.start, list(data.ids[rows.start : rows.stop]), pixels, left_out)

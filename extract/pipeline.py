@@ -1,7 +1,7 @@
 """The hot loop: images -> noise -> backbone -> pooling -> writer; beside a GPU, each stage is ahead of the next.
 
-Order of work: a row block is decoded once, then passes through the backbone once per (timestep, draw), in batches that
-never cross a row block and are always full, so that a feature does not depend on how the work was split.
+Order of work: a crop of a row block is decoded once, then passes through the backbone once per (timestep, draw), in
+batches that never cross a row block and are always full, so that a feature does not depend on how the work was split.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ class Timings:
 
 @dataclass(frozen=True)
 class Step:
-    """One forward pass: a batch at a timestep with a draw, and the settings it is for."""
+    """One forward pass: a batch of a crop at a timestep with a draw, and the settings it is for."""
 
     images: ImageBatch
     timestep: int
     draw: int
+    crop: int
     keys: Sequence[FeatureKey]
     ends_unit: bool
 
@@ -141,7 +142,7 @@ class Pipeline:
                 yield left, []
 
     def _decode(self, item: Work) -> list[Future[ImageBatch]]:
-        return self._loader.batches(self._splits[item.split], item.rows)
+        return self._loader.batches(self._splits[item.split], item.rows, item.crop, self._seed or 0)
 
     def _row_block(self, item: Work, batches: Sequence[Future[ImageBatch]]) -> None:
         if not item.keys:  # committed by another process meanwhile
@@ -168,7 +169,7 @@ class Pipeline:
                 for draw in draws:
                     own = [key for key in keys if key.draw == draw]
                     last = i == len(batches) - 1 and draw == draws[-1]
-                    yield Step(self._wait(batch), timestep, draw, own, last)
+                    yield Step(self._wait(batch), timestep, draw, item.crop, own, last)
 
     def _with_noise(self, steps: Iterator[Step]) -> Iterator[tuple[Step, NDArray[np.float32] | None]]:
         """Steps with their noise, drawn for a few steps at once."""
@@ -180,7 +181,7 @@ class Pipeline:
         while True:
             if not drawn or self._side_by_side:
                 for step in islice(steps, _NOISE_AHEAD - len(drawn)):
-                    noise = self._loader.noise(self._seed, step.images.ids, step.timestep, shape, step.draw)
+                    noise = self._loader.noise(self._seed, step.images.ids, step.timestep, shape, step.draw, step.crop)
                     drawn.append((step, noise))
                 if not self._side_by_side:
                     for _, noise in drawn:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..store import FeatureKey, FeatureStore, StoreHeader
 from ..store.describe import human_bytes
 from ..store.layout import block_range
 from ..store.shard import shard_file_bytes
+from .sources import ALL
 
+_TRAINING = ("train", ALL)
 _DOCUMENT_BYTES = 2048  # of a zarr.json, and about that of a commit
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is missing of one row block: settings by timestep."""
+    """What is missing of one crop of one row block: settings by timestep."""
 
     split: str
     row_block: int
     rows: range
     keys: Mapping[int, Sequence[FeatureKey]]
+    crop: int = 0
 
     @property
     def forwards(self) -> int:
@@ -39,7 +42,7 @@ class Plan:
         arrays: arrays that will get rows.
         bytes: on disk, of what will be written.
         files: that will be written.
-        done, units: (row block, timestep) pairs that are there, and in all.
+        done, units: (row block, timestep) pairs that are there, and in all; of each crop.
     """
 
     work: list[Work]
@@ -53,7 +56,7 @@ class Plan:
 
     @property
     def images(self) -> int:
-        """Images that will be decoded."""
+        """Images that will be decoded, each crop of each."""
         return sum(len(work.rows) for work in self.work)
 
 
@@ -78,9 +81,11 @@ def make_plan(
     """
     first, step = part
     row_blocks = [(split, block) for split, n in rows.items() for block in range(-(-min(n, limit or n) // header.row_block))]
+    by_crop = {split: _by_crop(keys_of(split, keys)) for split in rows}
     work = [
-        Work(split, block, block_range(rows[split], header.row_block, block), _missing(store, split, block, keys))
+        Work(split, block, block_range(rows[split], header.row_block, block), _missing(store, split, block, own), crop)
         for split, block in row_blocks[first::step]
+        for crop, own in by_crop[split].items()
     ]
     gflop = {block.number: block.gflop for block in header.blocks}
     steps = {key.timestep for key in keys}
@@ -118,7 +123,7 @@ def still_missing(store: FeatureStore, work: Work) -> Work:
     """What is missing of a row block now, when other writers may have committed some of it."""
     store.refresh()
     keys = [key for step_keys in work.keys.values() for key in step_keys]
-    return Work(work.split, work.row_block, work.rows, _missing(store, work.split, work.row_block, keys))
+    return replace(work, keys=_missing(store, work.split, work.row_block, keys))
 
 
 def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], free_bytes: int) -> list[str]:
@@ -133,6 +138,15 @@ def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], f
         f"{plan.gflop / 1000:.4g} TFLOP",
         f"to write    {plan.arrays} arrays, {human_bytes(plan.bytes)} in {plan.files} files ({human_bytes(free_bytes)} free)",
     ]
+
+
+def keys_of(split: str, keys: Sequence[FeatureKey]) -> list[FeatureKey]:
+    """The settings that a split gets: training crops are for the rows that probes train on."""
+    return [key for key in keys if key.crop == 0 or split in _TRAINING]
+
+
+def _by_crop(keys: Sequence[FeatureKey]) -> dict[int, list[FeatureKey]]:
+    return {crop: [key for key in keys if key.crop == crop] for crop in sorted({key.crop for key in keys})}
 
 
 def _missing(store: FeatureStore | None, split: str, row_block: int, keys: Sequence[FeatureKey]) -> dict[int, list[FeatureKey]]:

@@ -13,7 +13,7 @@ from ..store.progress import progress_bar
 from ..store.storage import LocalStorage
 from .errors import TooManyBadSamples
 from .job import Echo, Job, compute, load_backbone, open_store, prepare
-from .plan import describe_plan
+from .plan import describe_plan, keys_of
 from .spec import ExtractSpec
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _raise_limit(job: Job, store: FeatureStore) -> None:
     """Record that more rows of a row block that is complete are wanted now."""
     for name, split in job.data.splits.items():
         wanted = min(len(split.ids), job.spec.limit or len(split.ids))
-        for key in job.keys:
+        for key in keys_of(name, job.keys):
             first = store.journal.row_blocks(name, key).get(0)
             if first is not None and store.wanted_rows([key], name) < wanted:  # else the part that commits it says so
                 checksums = [sorted(shard)[0] for shard in first]
@@ -133,7 +133,7 @@ def _report_bad(job: Job, store: FeatureStore, echo: Echo) -> None:
     bad = {
         (name, row): sample
         for name in job.data.splits
-        for key in job.keys
+        for key in keys_of(name, job.keys)
         for row, sample in store.journal.left_out(name, key).items()
         if row < store.wanted_rows([key], name)
     }

@@ -132,7 +132,7 @@ def _row_block(spec: ExtractSpec, data: DataSet, blocks: Sequence[Block], dtype:
     """Rows of a row block of a new store, by the rows, the workers and the grid."""
     rows = [min(len(split.ids), spec.limit or len(split.ids)) for split in data.splits.values()]
     known = {block.number: own for block in blocks if (own := spec.blocks.get(block.number)) is not None}
-    keys = expand(blocks, known, spec.timesteps, spec.pools, range(spec.draws))
+    keys = expand(blocks, known, spec.timesteps, spec.pools, range(spec.draws), range(spec.crops))
     layouts = (StoreHeader.row_shape(blocks, key) for key in keys)
     unit_bytes = sum(math.prod(shape) for shape in layouts) * np.dtype(dtype).itemsize // len(spec.timesteps)
     most = max(len(split.ids) for split in data.splits.values())

@@ -31,6 +31,7 @@ class ExtractSpec:
         seed: of the noise; 0 by default.
         noise: ``"gaussian"`` (default) or ``"none"`` for clean images.
         draws: number of noise draws.
+        crops: number of crops of the rows to train on: the canonical one, and training crops.
         limit: only the first so many rows of every split.
         batch_size: images of a forward pass.
         device: torch device, or ``"auto"``.
@@ -56,6 +57,7 @@ class ExtractSpec:
     seed: int | None = None
     noise: str | None = None
     draws: int = 1
+    crops: int = 1
     limit: int | None = None
     batch_size: int | None = None
     device: str = "auto"
@@ -84,7 +86,7 @@ class ExtractSpec:
             raise ValueError(f"--dtype is float32, float16 or bfloat16, got {self.dtype}")
         if self.store_dtype not in (None, *STORE_DTYPES):
             raise ValueError(f"--store-dtype is float32 or float16, got {self.store_dtype}")
-        for name in ("draws", "limit", "batch_size", "sharing"):
+        for name in ("draws", "crops", "limit", "batch_size", "sharing"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

@@ -50,6 +50,7 @@ def expand(
     timesteps: Iterable[int | None],
     pools: Iterable[int | str],
     draws: Iterable[int] = (0,),
+    crops: Iterable[int] = (0,),
 ) -> list[FeatureKey]:
     """All settings of a grid, duplicates merged, in the order of :attr:`FeatureKey.order`.
 
@@ -59,15 +60,17 @@ def expand(
         timesteps: to combine with.
         pools: of the blocks without pools of their own.
         draws: noise draws.
+        crops: crops.
     """
     table = {block.number: block for block in blocks}
-    pools, timesteps, draws = list(pools), list(timesteps), list(draws)
+    pools, timesteps, draws, crops = list(pools), list(timesteps), list(draws), list(crops)
     keys = {
-        FeatureKey(number, timestep, table[number].pool(pool), draw)
+        FeatureKey(number, timestep, table[number].pool(pool), draw, crop)
         for number, own in wanted.items()
         for pool in (list(own) or pools)
         for timestep in timesteps
         for draw in draws
+        for crop in crops
     }
     return sorted(keys, key=lambda key: key.order)
 

@@ -125,7 +125,9 @@ def test_help_names_every_option() -> None:
     result = CliRunner().invoke(command, ["--help"])
     assert result.exit_code == 0
     shown = {word for line in result.output.splitlines() for word in line.split()[:1]}
-    assert {f"--{name.replace('_', '-')}" for name in ExtractSpec.__dataclass_fields__ if name not in ("command", "sharing")} <= shown
+    assert {
+        f"--{name.replace('_', '-')}" for name in ExtractSpec.__dataclass_fields__ if name not in ("command", "sharing")
+    } <= shown
     assert {"--plan", "--measure", "--list-blocks"} <= shown
 
 

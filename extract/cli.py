@@ -94,7 +94,7 @@ def command(**options: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if plan:
-        show_plan(prepare(spec, click.echo), measure, click.echo, gpus or 1)
+        show_plan(prepare(spec, click.echo, fetch=measure), measure, click.echo, gpus or 1)
     else:
         extract(spec, click.echo, workers=workers, dask=dask)
 

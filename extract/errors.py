@@ -5,7 +5,7 @@ ExtractError
 ├── TooManyBadSamples     more images could not be decoded than --max-bad allows
 ├── UnknownBlock          the backbone has no such block or timestep; the known ones are listed
 ├── UnknownModel          no bundled or published model of that name; the known ones are listed
-├── MissingWeights        a published model whose weights are not in the cache folder
+├── MissingWeights        a published model whose weights cannot be downloaded
 ├── CheckpointMismatch    a checkpoint that does not fit its configuration; differing keys are listed
 └── Interrupted           SIGINT or SIGTERM; everything committed is kept
 """
@@ -36,7 +36,7 @@ class UnknownModel(ExtractError):
 
 
 class MissingWeights(ExtractError):
-    """The weights of a published model are not in the cache folder."""
+    """The weights of a published model are not in the cache folder and cannot be downloaded."""
 
 
 class CheckpointMismatch(ExtractError):

@@ -26,8 +26,9 @@ from ..store import (
 from ..store.create import check_header, check_split
 from ..store.header import read_header
 from ..store.storage import LocalStorage
+from .download import fetch_weights
 from .plan import Plan, keys_of, make_plan
-from .settings import check_settings, make_header, pick_model
+from .settings import check_settings, condition_of, make_header, pick_model
 from .sources import DIGITS, DataSet, load_data
 from .spec import ExtractSpec
 from .zoo import BUNDLED, ModelSource
@@ -52,10 +53,11 @@ class Job:
     plan: Plan
 
 
-def prepare(spec: ExtractSpec, echo: Echo = print) -> Job:
+def prepare(spec: ExtractSpec, echo: Echo = print, *, fetch: bool = True) -> Job:
     """Resolve a spec and compare it with the store, changing nothing.
 
-    Imports torch only for a store that does not exist yet.
+    The weights of a published model are downloaded, unless ``fetch`` is false: a plan needs none. Imports torch only for
+    a store that does not exist yet.
 
     Raises:
         DiffsslError: the images, the model or the store cannot be used as asked.
@@ -69,6 +71,9 @@ def prepare(spec: ExtractSpec, echo: Echo = print) -> Job:
     for note in data.notes:
         echo(note)
     model = pick_model(spec, there)
+    condition_of(spec, model, there)  # before two gigabytes come
+    if fetch:
+        fetch_weights(model, echo)
     header = make_header(spec, model, data, there)
     if there is not None:
         check_header(spec.store, there, header)

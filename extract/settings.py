@@ -45,11 +45,9 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
     noise_there = from_store.get("noise", {})
     image_size = int(model.config["image_size"])
     fields = {
-        "weights_sha256": model.sha256(),
+        "weights_sha256": model.sha256() if model.weights.exists() else from_store.get("weights_sha256", "not downloaded"),
         "model_config": model.identity(),
-        "condition": check_condition(
-            model.config, spec.condition or (from_store.get("condition") if model.config["class_cond"] else None)
-        ),
+        "condition": condition_of(spec, model, there),
         "preprocessing": preprocessing(image_size),
         "noise": _noise(spec, noise_there),
         "compute_dtype": spec.dtype or from_store.get("compute_dtype") or _compute_dtype(spec.device),
@@ -72,6 +70,12 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
         blocks=blocks,
         model=model.name,
     )
+
+
+def condition_of(spec: ExtractSpec, model: ModelSource, there: StoreHeader | None) -> str:
+    """The condition asked for, else the store's. Raises ``ExtractError`` where it is missing or makes no sense."""
+    stored = there.identity.fields.get("condition") if there is not None and model.config["class_cond"] else None
+    return check_condition(model.config, spec.condition or stored)
 
 
 def check_settings(spec: ExtractSpec, header: StoreHeader, model: ModelSource) -> None:

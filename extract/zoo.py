@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from .errors import ExtractError, MissingWeights, UnknownModel
+from .errors import ExtractError, UnknownModel
 
 BUNDLED = "adm32-cifar10"
 CONDITIONS = "none, mean, or a class number"
@@ -100,12 +100,14 @@ class ModelSource:
     Attributes:
         name: for people.
         weights: file of the weights, ``.safetensors`` or a torch ``state_dict``.
+        url: where published weights can be downloaded.
         config: arguments of ``guided_diffusion.script_util.create_model_and_diffusion``, all of them.
     """
 
     name: str
     weights: Path
     config: Mapping[str, Any]
+    url: str | None = None
 
     def sha256(self) -> str:
         """SHA-256 of the weights file."""
@@ -121,16 +123,17 @@ class ModelSource:
 
 
 def cache_folder() -> Path:
-    """Where published weights are looked for: ``$DIFFSSL_CACHE``, or ``~/.cache/diffssl``."""
+    """Where published weights are kept: ``$DIFFSSL_CACHE``, or ``~/.cache/diffssl``."""
     return Path(os.environ.get("DIFFSSL_CACHE") or Path.home() / ".cache" / "diffssl")
 
 
 def find_model(name: str | None, checkpoint: Path | None, config_file: Path | None) -> ModelSource:
     """Resolve ``--model``, or ``--checkpoint`` with ``--model-config``; the bundled model without either.
 
+    The weights of a published model may still have to be downloaded.
+
     Raises:
         UnknownModel: no model of that name.
-        MissingWeights: a published model that is not in :func:`cache_folder`.
         ExtractError: the checkpoint or configuration file cannot be used.
     """
     if checkpoint is not None and config_file is not None:
@@ -138,14 +141,8 @@ def find_model(name: str | None, checkpoint: Path | None, config_file: Path | No
     if name is None or name == BUNDLED:
         card = json.loads((_WEIGHTS / f"{BUNDLED}.json").read_text())
         return ModelSource(BUNDLED, _WEIGHTS / card["file"], DEFAULTS | card["model_config"])
-    config = model_config(name)
-    weights = cache_folder() / PUBLISHED[name][0]
-    if not weights.exists():
-        raise MissingWeights(
-            f"the weights of {name} are not in the cache. Download\n  {_PUBLIC}/{weights.name}\nand put the file at\n"
-            f"  {weights}"
-        )
-    return ModelSource(name, weights, config)
+    file = PUBLISHED[name][0] if name in PUBLISHED else ""
+    return ModelSource(name, cache_folder() / file, model_config(name), f"{_PUBLIC}/{file}")
 
 
 def model_config(name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from diffssl.extract import ExtractSpec, adm, extract
+from diffssl.extract import ExtractSpec, adm, extract, zoo
 from diffssl.extract.adm import ADM, load_adm
 from diffssl.extract.cli import main
 from diffssl.extract.zoo import DEFAULTS, find_model
@@ -69,6 +69,12 @@ def _blocks_measured_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adm, "measure_blocks", once)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is ever downloaded from the public address: here nobody listens."""
+    monkeypatch.setattr(zoo, "_PUBLIC", "http://127.0.0.1:1")
 
 
 @pytest.fixture(scope="session")

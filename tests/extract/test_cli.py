@@ -210,7 +210,8 @@ def test_bad_options(
         (["--timesteps", "10,1000"], "its timesteps are 0 to 999"),
         (["--data", "nowhere"], "nowhere: there is no such folder or tar"),
         (["--model", "adm-256"], "there is no model 'adm-256'; known are"),
-        (["--model", "adm256"], "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/256x256_diffusion.pt"),
+        (["--model", "adm256"], "choose --condition"),
+        (["--model", "adm256-uncond"], "http://127.0.0.1:1/256x256_diffusion_uncond.pt"),
         (["--checkpoint", "a.pt", "--model-config", "a.json"], "a.pt: there is no such checkpoint file"),
         (["--device", "cuda:77"], "--device cuda:77 cannot be used here"),
         (["--condition", "5"], "not class-conditional"),
@@ -227,7 +228,7 @@ def test_errors_are_one_message(
     run_main: RunMain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DIFFSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DIFFSSL_CACHE", str(tmp_path.parent / f"{tmp_path.name}-cache"))
     (tmp_path / "thesis.txt").write_text("x")
     defaults = {"--blocks": "18", "--timesteps": "10", "--limit": "1"}
     given = [word for name, value in defaults.items() if name not in options for word in (name, value)]
@@ -270,7 +271,7 @@ def test_another_identity(small: list[str], run_main: RunMain) -> None:
 
 
 def test_a_bug_keeps_its_traceback(small: list[str], run_main: RunMain, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("diffssl.extract.cli.prepare", broken)

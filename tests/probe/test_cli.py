@@ -38,7 +38,7 @@ def invoke(*arguments: str) -> Result:
 
 def test_defaults_are_those_of_the_spec(specs: list[ProbeSpec]) -> None:
     assert invoke("--head", "mlp").exit_code == 0
-    assert specs == [ProbeSpec(Path("feats.zarr"), ["mlp"], hidden=[256])]
+    assert specs == [ProbeSpec("feats.zarr", ["mlp"], hidden=[256])]
     assert specs[0].results == Path("feats.results")
 
 
@@ -48,7 +48,7 @@ def test_every_option_arrives(specs: list[ProbeSpec]) -> None:
     assert invoke(*arguments.split()).exit_code == 0
     assert specs == [
         ProbeSpec(
-            store=Path("a/b.zarr"),
+            store="a/b.zarr",
             heads=["linear", "logreg"],
             blocks={18: set(), 24: {2, "full"}},
             timesteps=[10, 50, 90],

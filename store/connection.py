@@ -63,8 +63,9 @@ def checked(url: str) -> str:
     """A URL without the slash at its end. Raises ``StoreError`` for one that obstore would take for another, or not at all."""
     scheme, _, place = url.partition("://")
     parts = place.removesuffix("/").split("/")
-    if scheme not in _PREFIXES or {"", ".", ".."} & set(parts) or "?" in place or "#" in place:
-        raise StoreError(url, f"a store's URL is {scheme}://BUCKET/NAME, without empty parts, '.', '..', '?' and '#'")
+    if scheme not in _PREFIXES or {"", ".", ".."} & set(parts) or set("?#") & set(place) or set(":@") & set(parts[0]):
+        what = f"a store's URL is {scheme}://BUCKET/NAME, without a host, empty parts, '.', '..', '?' and '#'"
+        raise StoreError(url, f"{what}; the host is set in the environment (AWS_ENDPOINT_URL)")
     return url.removesuffix("/")
 
 

@@ -138,7 +138,18 @@ def test_settings_that_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://", "s3:///x", "s3://bucket//x", "s3://bucket/x//", "s3://bucket/../x", "s3://b/x?versionId=3", "s3://b/x#1"]
+    "url",
+    [
+        "s3://",
+        "s3:///x",
+        "s3://bucket//x",
+        "s3://bucket/x//",
+        "s3://bucket/../x",
+        "s3://bucket/x?versionId=3",
+        "s3://bucket/x#1",
+        "s3://localhost:9000/bucket/x",
+        "s3://id:key@bucket/x",
+    ],
 )
 def test_urls_that_would_be_taken_for_others_are_refused(url: str) -> None:
     refused(lambda: ObjectStorage(url), f"^{re.escape(url)}: a store's URL is s3://BUCKET/NAME, without")

@@ -14,7 +14,7 @@ from .spec import HEADS, ProbeSpec
 
 @click.command()
 @click.version_option(package_name="diffssl")
-@click.option("--store", type=click.Path(path_type=Path), default=Path("feats.zarr"), show_default=True)
+@click.option("--store", default="feats.zarr", show_default=True, help="Folder, or s3://bucket/feats.zarr.")
 @click.option("--head", required=True, help=f"One or several of {', '.join(HEADS)}, with commas.")
 @click.option("--blocks", help="Only these, such as 18,24 or 1-37 or 19@8,24@full; default: all of the store.")
 @click.option("--timesteps", help="Only these; default: all of the store.")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..store.location import local_path
+
 HEADS = ("linear", "mlp", "logreg")
 
 # One value a decade, 1e-6 to 1e5.
@@ -24,7 +26,7 @@ class ProbeSpec:
     """Which heads on which settings of which store, and how.
 
     Attributes:
-        store: path of the store.
+        store: path or URL of the store.
         heads: names out of ``HEADS``.
         blocks: block number -> pools of its own, empty for ``pools``; None for all blocks of the store.
         timesteps: None for all.
@@ -32,7 +34,7 @@ class ProbeSpec:
         seeds: fits with seeds 0 .. seeds-1; logistic regression has no randomness and is fitted once.
         limit: only the first so many rows of every split; None for those the extraction was asked for.
         refit: fit again on train and held-out rows with what was chosen.
-        out: folder of results; None for the store's name with ``.results``.
+        out: folder of results; None for the store's name with ``.results``, in the current folder if the store is a URL.
         learning_rates, weight_decays: all pairs are tried together by the torch heads; None for those of the head in
             ``LEARNING_RATES`` and ``WEIGHT_DECAYS``.
         steps: optimiser steps of the torch heads; None for ``STEPS`` of the head.
@@ -41,7 +43,7 @@ class ProbeSpec:
         device: torch device, or ``"auto"``.
     """
 
-    store: Path
+    store: Path | str
     heads: Sequence[str]
     blocks: Mapping[int, set[int | str]] | None = None
     timesteps: Sequence[int] | None = None
@@ -75,7 +77,7 @@ class ProbeSpec:
     @property
     def results(self) -> Path:
         """Folder of results."""
-        return self.out or self.store.with_name(self.store.name.removesuffix(".zarr") + ".results")
+        return self.out or local_path(self.store, ".results")
 
     def head_options(self, head: str) -> dict[str, Any]:
         """What decides a fit of this head besides its data, as JSON; part of a result's key."""

@@ -22,8 +22,8 @@ from .header import StoreHeader, read_header
 from .identity import Identity
 from .key import FeatureKey
 from .layout import JOURNAL, ROOT, feature_document, group_document, journal_document
+from .location import open_storage
 from .rows import ids_digest
-from .storage import LocalStorage
 
 _ROWS_PER_CHUNK = 1 << 16
 
@@ -33,9 +33,9 @@ def create(path: Path | str, header: StoreHeader) -> FeatureStore:
 
     Raises:
         IdentityMismatch: the store that is there has another one; the differing fields are listed.
-        StoreError: the folder is in use by something else.
+        StoreError: the folder is in use by something else, or the storage cannot keep what a store needs.
     """
-    storage = LocalStorage(path)
+    storage = open_storage(path)
     if not storage.exists(ROOT):
         try:
             strangers = [name for name in storage.names("") + storage.folders("") if name not in (JOURNAL, ROOT)]
@@ -43,6 +43,7 @@ def create(path: Path | str, header: StoreHeader) -> FeatureStore:
             raise StoreError(path, "a file is in the way; choose another --store") from None
         if strangers and not storage.exists(ROOT):
             raise StoreError(path, f"the folder is not empty and not a feature store (it has {strangers[0]!r})")
+        storage.check_create()
         storage.create(ROOT, group_document({"diffssl": header.to_json()}))
     check_header(path, read_header(storage), header)
     storage.create(f"{JOURNAL}/{ROOT}", journal_document())
@@ -112,9 +113,10 @@ def add_arrays(
     groups: set[str] = set()
     for key in keys:
         array = f"{split}/features/{key.path}"
-        groups |= {array.rsplit("/", 1)[0], array.rsplit("/", 2)[0]}
-        for group in sorted(groups):
-            store.storage.create(f"{group}/{ROOT}", group_document())
+        for group in (array.rsplit("/", 2)[0], array.rsplit("/", 1)[0]):
+            if group not in groups:
+                store.storage.create(f"{group}/{ROOT}", group_document())
+                groups.add(group)
         store.storage.create(f"{array}/{ROOT}", feature_document(store.layout(key, split), attributes[key]))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Sequence
 
 from .feature_store import FeatureStore
@@ -17,7 +15,7 @@ _SHOWN = 10
 def describe(store: FeatureStore) -> list[str]:
     """Lines about identity, splits, settings, rows left out, and what the store takes on disk."""
     header = store.header
-    size, files = disk_use(store)
+    size, files = store.storage.usage()
     lines = [
         f"store       {store.path}",
         f"model       {header.model}",
@@ -59,17 +57,6 @@ def progress_table(store: FeatureStore) -> tuple[list[str], bool]:
             state += f" to --limit {wanted}" if wanted < total else ""
             lines.append(f"  {key.path:<16} {rows:>9} of {total} rows {rows / max(total, 1):>7.1%}  {state}")
     return lines, complete
-
-
-def disk_use(store: FeatureStore) -> tuple[int, int]:
-    """(bytes, files) of everything below the store's folder."""
-    total = files = 0
-    for folder, _, names in os.walk(store.storage.root):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # the temporary file of a writer
-                total += os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118
-                files += 1
-    return total, files
 
 
 def human_bytes(number: float) -> str:

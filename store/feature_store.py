@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
+from .contract import Storage
 from .errors import CorruptStore, IncompleteFeatures, UnknownFeatures
 from .header import RESTORE, StoreHeader, read_document, read_header
 from .identity import Identity
 from .journal import Journal
 from .key import FeatureKey, grids
 from .layout import JOURNAL, ROOT, ArrayLayout, block_range
+from .location import open_storage
 from .rows import NO_LABEL, RowTable, ids_digest
 from .selection import format_numbers
 from .shard import DamagedShard, read_shard
-from .storage import LocalStorage
 
 if TYPE_CHECKING:
     import dask.array
@@ -52,7 +51,7 @@ class FeatureStore:
     Readers never return rows that are not committed or whose checksums are wrong.
     """
 
-    def __init__(self, storage: LocalStorage, header: StoreHeader) -> None:
+    def __init__(self, storage: Storage, header: StoreHeader) -> None:
         self.storage = storage
         self.header = header
         self.journal = Journal(storage)
@@ -64,12 +63,16 @@ class FeatureStore:
     def open(cls, path: Path | str) -> FeatureStore:
         """Open a store.
 
+        Args:
+            path: a folder, or a string ``s3://bucket/prefix``, ``gs://…`` or ``az://…``.
+
         Raises:
             StoreNotFound: there is none at ``path``.
             UnsupportedFormat: a newer diffssl wrote it.
             CorruptStore: its documents cannot be read.
+            StoreError: object storage refuses, or does not answer.
         """
-        storage = LocalStorage(path)
+        storage = open_storage(path)
         return cls(storage, read_header(storage))
 
     def refresh(self) -> None:
@@ -335,8 +338,7 @@ class FeatureStore:
     def _row_array(self, split: str, name: str) -> NDArray[Any]:
         n_rows = self.n_rows(split)
         try:
-            array = zarr.open_array(LocalStore(self.storage.root, read_only=True), path=f"{split}/rows/{name}", mode="r")
-            values = np.asarray(array[:])
+            values = self.storage.read_array(f"{split}/rows/{name}")
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
             raise CorruptStore(self.path, f"{split}/rows/{name} cannot be read ({error}); {RESTORE}") from error
         if values.shape != (n_rows,):

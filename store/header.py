@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .block import Block
+from .contract import Storage
 from .errors import CorruptStore, StoreNotFound, UnsupportedFormat
 from .identity import Identity
 from .key import FeatureKey
 from .layout import FORMAT, ROOT, ArrayLayout, store_dtype
-from .storage import LocalStorage
 
 RESTORE = "restore it from a copy, or remove the commits that name it and run the extraction again"
 
@@ -78,11 +78,12 @@ class StoreHeader:
         return cls(identity=identity, blocks=blocks, **{name: value[name] for name in names})
 
 
-def read_header(storage: LocalStorage) -> StoreHeader:
+def read_header(storage: Storage) -> StoreHeader:
     """Read the root of a store. Raises ``StoreNotFound``, ``UnsupportedFormat`` or ``CorruptStore``."""
-    if not storage.exists(ROOT):
-        raise StoreNotFound(str(storage), "there is no feature store here; diffssl-extract makes one")
-    attributes = read_document(storage, ROOT).get("attributes", {}).get("diffssl")
+    try:
+        attributes = read_document(storage, ROOT).get("attributes", {}).get("diffssl")
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreNotFound(str(storage), "there is no feature store here; diffssl-extract makes one") from None
     if attributes is None:
         raise StoreNotFound(str(storage), "this is a Zarr group, but not a feature store; choose another --store")
     if attributes.get("format") != FORMAT:
@@ -95,8 +96,8 @@ def read_header(storage: LocalStorage) -> StoreHeader:
         raise CorruptStore(str(storage), f"{ROOT} is damaged ({error!r}); {RESTORE}") from error
 
 
-def read_document(storage: LocalStorage, name: str) -> dict[str, Any]:
-    """A zarr.json as it is. Raises ``CorruptStore``."""
+def read_document(storage: Storage, name: str) -> dict[str, Any]:
+    """A zarr.json as it is. Raises ``CorruptStore``, or ``FileNotFoundError``."""
     try:
         document: dict[str, Any] = json.loads(storage.read(name))
     except ValueError as error:

@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from .contract import Storage
 from .errors import CorruptStore
 from .identity import canonical_json, digest
 from .key import FeatureKey
 from .layout import JOURNAL
 from .rows import LeftOut
-from .storage import LocalStorage
 
-_READERS = 16  # hides the latency of a network file system
+_READERS = 16  # hides the latency of a network file system, or of object storage
 _PART = 64
 
 
@@ -82,7 +82,7 @@ class Journal:
         storage: of the store.
     """
 
-    def __init__(self, storage: LocalStorage) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._seen: set[str] = set()
         # split -> array path -> row block -> for each of its shards, the checksums it may have
@@ -100,7 +100,8 @@ class Journal:
             if name.endswith(".json") and f"{JOURNAL}/{split}/{name}" not in self._seen
         ]
         new.sort()
-        parts = [new[start : start + _PART] for start in range(0, len(new), _PART)]
+        size = max(1, min(_PART, -(-len(new) // _READERS)))
+        parts = [new[start : start + size] for start in range(0, len(new), size)]
         with ThreadPoolExecutor(_READERS) as pool:
             for commits in pool.map(lambda part: [self._read(name) for name in part], parts):
                 for commit in commits:

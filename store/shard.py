@@ -14,8 +14,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from .contract import Storage
 from .layout import ArrayLayout
-from .storage import LocalStorage
 
 _CRC = 4
 _ABSENT = np.iinfo(np.uint64).max
@@ -57,7 +57,7 @@ def encode_shard(values: NDArray[Any], layout: ArrayLayout) -> tuple[list[bytes 
 
 
 def read_shard(
-    storage: LocalStorage, name: str, layout: ArrayLayout, shard: int, rows: range, out: NDArray[Any], committed: set[str]
+    storage: Storage, name: str, layout: ArrayLayout, shard: int, rows: range, out: NDArray[Any], committed: set[str]
 ) -> None:
     """Read rows of one shard into ``out``, checking every chunk that is touched.
 
@@ -88,12 +88,15 @@ def read_shard(
     for target in targets:
         buffers += [target.chunk.data.cast("B"), crcs[target.number].data]
     wanted = n_chunks * chunk_bytes + len(index)
+    others = [((chunk + 1) * chunk_bytes - _CRC, crcs[chunk].data) for chunk in (*range(first), *range(last, n_chunks))]
     try:
-        got = first * chunk_bytes + storage.read_into(name, first * chunk_bytes, buffers)
-        for chunk in [*range(first), *range(last, n_chunks)]:
-            storage.read_into(name, (chunk + 1) * chunk_bytes - _CRC, [crcs[chunk].data])
-        if got == last * chunk_bytes:
-            got = n_chunks * chunk_bytes + storage.read_into(name, n_chunks * chunk_bytes, [tail.data])
+        if not others:  # the whole shard is one read
+            got = storage.read_into(name, 0, [*buffers, tail.data])
+        else:
+            got = first * chunk_bytes + storage.read_into(name, first * chunk_bytes, buffers)
+            storage.read_pieces(name, others)
+            if got == last * chunk_bytes:
+                got = n_chunks * chunk_bytes + storage.read_into(name, n_chunks * chunk_bytes, [tail.data])
     except FileNotFoundError:
         raise DamagedShard("the file is missing") from None
     if got != wanted:

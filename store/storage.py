@@ -15,6 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import LocalStore
+
 T = TypeVar("T")
 
 _TEMPORARY = "tmp-"
@@ -24,10 +29,7 @@ _MAX_BUFFERS = 512  # of one preadv; Linux allows 1024
 
 
 class LocalStorage:
-    """A folder that holds one store.
-
-    Names are relative to the folder and use "/". Other kinds of storage offer the same methods.
-    """
+    """A folder that holds one store."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -52,6 +54,20 @@ class LocalStorage:
             os.close(descriptor)
         return total
 
+    def read_pieces(self, name: str, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill each buffer from its own offset; what lies beyond the end of the file stays as it was."""
+        descriptor = os.open(self.root / name, os.O_RDONLY)
+        try:
+            for offset, buffer in pieces:
+                _read_fully(descriptor, [buffer], offset, buffer.nbytes)
+        finally:
+            os.close(descriptor)
+
+    def read_array(self, name: str) -> NDArray[Any]:
+        """All values of a Zarr array that fits in memory. Raises whatever zarr does where it is damaged or missing."""
+        array = zarr.open_array(LocalStore(self.root, read_only=True), path=name, mode="r")
+        return np.asarray(array[:])
+
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of this name; True if it is now ours, False if somebody was first."""
         if self.exists(name):
@@ -67,6 +83,9 @@ class LocalStorage:
             temporary.unlink(missing_ok=True)
         _sync(target.parent)
         return True
+
+    def check_create(self) -> None:
+        """Do nothing: a hard link cannot take the place of a file."""
 
     def replace(self, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
         """Write files, replacing those of the same names. The caller syncs their folders (:meth:`sync_folders`).
@@ -111,6 +130,16 @@ class LocalStorage:
                 return [entry.name for entry in entries if entry.is_dir()]
         except FileNotFoundError:
             return []
+
+    def usage(self) -> tuple[int, int]:
+        """(bytes, files) of everything below the folder."""
+        size = files = 0
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # the temporary file of a writer
+                    size += os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118
+                    files += 1
+        return size, files
 
     def remove_stale(self) -> int:
         """Remove temporary files that a killed writer left behind more than a day ago; return how many."""

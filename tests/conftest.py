@@ -1,11 +1,13 @@
-"""Shared fixtures: stores of synthetic features, made the way extraction makes them."""
+"""Shared fixtures: stores of synthetic features, made the way extraction makes them, and an S3 service on loopback."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -33,6 +35,116 @@ Features = Callable[[FeatureKey, str, NDArray[np.int32]], NDArray[Any]]
 Relabel = Callable[[str, NDArray[np.int32]], NDArray[np.int32]]
 
 COMMAND = "diffssl-extract --blocks 1 --timesteps 10"
+
+
+class S3:
+    """moto's S3 server on loopback, behind a gate where it can be told to misbehave.
+
+    Attributes:
+        ignores_conditions: like services that do not know If-None-Match.
+        busy: answer so many requests with 503 before the next is served.
+        requests: method and path of all requests that came.
+    """
+
+    def __init__(self) -> None:
+        self.ignores_conditions = False
+        self.busy = 0
+        self.requests: list[str] = []
+        self._lock = threading.Lock()
+        self._buckets = 0
+
+    def start(self) -> None:
+        """Start the server on a free port."""
+        import boto3
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._server.start()
+        inside: Any = self._server._server
+        self._app, inside.app = inside.app, self
+        self.endpoint = "http://{}:{}".format(*self._server.get_host_and_port())
+        self._client = boto3.client(
+            "s3", endpoint_url=self.endpoint, region_name="us-east-1", aws_access_key_id="id", aws_secret_access_key="key"
+        )
+
+    def stop(self) -> None:
+        """Stop the server."""
+        self._client.close()
+        self._server.stop()
+        self._server._server.server_close()  # type: ignore[union-attr]
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        """One request. moto checks the condition of a put and then writes; real services do both in one step."""
+        with self._lock:
+            self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+            if self.busy:
+                self.busy -= 1
+                start_response("503 Slow Down", [("Content-Length", "0")])
+                return []
+            if self.ignores_conditions:
+                environ.pop("HTTP_IF_NONE_MATCH", None)
+            answer: Iterable[bytes] = self._app(environ, start_response)
+            return answer
+
+    def bucket(self) -> str:
+        """URL of a new bucket."""
+        self._buckets += 1
+        self._client.create_bucket(Bucket=f"bucket-{self._buckets}")
+        return f"s3://bucket-{self._buckets}"
+
+    def put(self, url: str, content: bytes) -> None:
+        """Write an object behind the store's back."""
+        self._client.put_object(**_place(url), Body=content)
+
+    def delete(self, url: str) -> None:
+        """Remove an object behind the store's back."""
+        self._client.delete_object(**_place(url))
+
+    def objects(self, url: str) -> dict[str, bytes]:
+        """Name -> content of all objects below a URL."""
+        place = _place(f"{url}/")
+        listed = self._client.get_paginator("list_objects_v2").paginate(Bucket=place["Bucket"], Prefix=place["Key"])
+        names = [found["Key"].removeprefix(place["Key"]) for page in listed for found in page.get("Contents", ())]
+        return {name: self._client.get_object(**_place(f"{url}/{name}"))["Body"].read() for name in names}
+
+    def upload(self, folder: Path, url: str) -> str:
+        """Copy all files of a folder below a URL, and give it back."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.put(f"{url}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return url
+
+
+def _place(url: str) -> dict[str, str]:
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """The one server of all tests."""
+    server = S3()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """An S3 service that works, and the environment that leads to it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "key",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": s3_server.endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield s3_server
+    s3_server.ignores_conditions, s3_server.busy = False, 0
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def invoke(*arguments: str) -> Result:
 
 def test_defaults_are_those_of_the_spec(specs: list[ProbeSpec]) -> None:
     assert invoke("--head", "mlp").exit_code == 0
-    assert specs == [ProbeSpec(Path("feats.zarr"), ["mlp"], hidden=[256])]
+    assert specs == [ProbeSpec("feats.zarr", ["mlp"], hidden=[256])]
     assert specs[0].results == Path("feats.results")
 
 
@@ -48,7 +48,7 @@ def test_every_option_arrives(specs: list[ProbeSpec]) -> None:
     assert invoke(*arguments.split()).exit_code == 0
     assert specs == [
         ProbeSpec(
-            store=Path("a/b.zarr"),
+            store="a/b.zarr",
             heads=["linear", "logreg"],
             blocks={18: set(), 24: {2, "full"}},
             timesteps=[10, 50, 90],
@@ -187,6 +187,27 @@ def test_a_run_ends_with_the_table_and_the_best_setting(make_store: MakeStore) -
     again = invoke(*arguments)
     assert "4 of 4 fits are there already" in again.stdout
     assert again.stdout.splitlines()[-6:] == lines[-6:]
+
+
+def test_a_store_on_s3_gives_the_results_of_the_same_in_a_folder(
+    make_store: MakeStore, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store({"train": 120, "test": 60}, GRID[:2], left_out={GRID[0]: ["c01/train-00005.png"]})
+    url = s3.upload(Path(store.path), f"{s3.bucket()}/deep/feats.zarr")
+    before = s3.objects(url)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    found = {}
+    for where, results in ((store.path, tmp_path / "feats.results"), (url, here / "feats.results")):
+        result = invoke("--store", where, "--head", "linear,logreg", "--steps", "20", "--device", "cpu")
+        assert result.exit_code == 0
+        lines = Results(results).read()
+        found[where] = [{k: v for k, v in line.items() if k not in ("seconds", "versions")} for line in lines]
+    assert len(found[url]) == 4
+    assert found[url] == found[store.path]
+    assert result.stdout.startswith(f"store {url}: 2 settings, heads linear, logreg, results in feats.results\n")
+    assert s3.objects(url) == before
 
 
 def test_errors_of_the_library_reach_those_who_call_it(make_store: MakeStore) -> None:

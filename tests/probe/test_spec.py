@@ -67,10 +67,13 @@ def test_a_spec_cannot_be_changed() -> None:
         ("a/feats.zarr", "a/feats.results"),
         ("feats", "feats.results"),
         ("x.y.zarr", "x.y.results"),
+        ("s3://bucket/deep/feats.zarr", "feats.results"),
     ],
 )
 def test_results_lie_beside_the_store(store: str, folder: str) -> None:
-    assert ProbeSpec(Path(store), ["linear"]).results == Path(folder)
+    assert ProbeSpec(store, ["linear"]).results == Path(folder)
+    if "://" not in store:
+        assert ProbeSpec(Path(store), ["linear"]).results == Path(folder)
 
 
 def test_results_lie_where_they_are_wanted() -> None:

@@ -87,7 +87,7 @@ def _commit_unit(
 
 
 def _build(
-    path: Path,
+    path: Path | str,
     *,
     header: StoreHeader = HEADER,
     splits: Mapping[str, int] = SPLITS,

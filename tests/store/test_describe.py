@@ -1,19 +1,18 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from diffssl.store import FeatureKey, FeatureStore, StoreHeader
-from diffssl.store.describe import describe, disk_use, human_bytes, progress_table
+from diffssl.store.describe import describe, human_bytes, progress_table
 
 Build = Callable[..., FeatureStore]
 
 
 def test_describe_a_complete_store(small: FeatureStore) -> None:
-    size, files = disk_use(small)
+    size, files = small.storage.usage()
     assert describe(small) == [
         f"store       {small.path}",
         "model       tiny",
@@ -131,30 +130,3 @@ class TestProgress:
 )
 def test_human_bytes(number: float, text: str) -> None:
     assert human_bytes(number) == text
-
-
-def test_disk_use_counts_every_file(small: FeatureStore) -> None:
-    files = [path for path in Path(small.path).rglob("*") if path.is_file()]
-    assert disk_use(small) == (sum(path.stat().st_size for path in files), len(files))
-
-
-def test_disk_use_while_somebody_writes(store: FeatureStore) -> None:
-    """Temporary files come and go in the journal of a store that is being written."""
-    stop = threading.Event()
-    journal = Path(store.path) / "journal"
-
-    def write() -> None:
-        while not stop.is_set():
-            for i in range(20):
-                (journal / f"tmp-{i}").write_bytes(b"x")
-            for i in range(20):
-                (journal / f"tmp-{i}").unlink()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        for _ in range(200):
-            assert disk_use(store)[0] > 0
-    finally:
-        stop.set()
-        writer.join()

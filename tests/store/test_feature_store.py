@@ -111,16 +111,16 @@ class TestOpening:
             FeatureStore.open(tmp_path / "other.zarr")
 
     def test_a_newer_format_is_refused_by_name(self, store: FeatureStore) -> None:
-        edit(store.storage.root / "zarr.json", lambda document: document["attributes"]["diffssl"].update(format=2))
+        edit(Path(store.path) / "zarr.json", lambda document: document["attributes"]["diffssl"].update(format=2))
         with pytest.raises(UnsupportedFormat, match="the store has format 2, this diffssl reads 1; upgrade diffssl"):
             FeatureStore.open(store.path)
 
     def test_unknown_attributes_are_ignored(self, store: FeatureStore, expected: Expected) -> None:
         for name in ("zarr.json", "train/zarr.json"):
-            edit(store.storage.root / name, lambda document: document["attributes"]["diffssl"].update(later={"more": 1}))
-            edit(store.storage.root / name, lambda document: document["attributes"].update(title="mine"))
+            edit(Path(store.path) / name, lambda document: document["attributes"]["diffssl"].update(later={"more": 1}))
+            edit(Path(store.path) / name, lambda document: document["attributes"].update(title="mine"))
         edit(
-            store.storage.root / "zarr.json",
+            Path(store.path) / "zarr.json",
             lambda document: [block.update(later=1) for block in document["attributes"]["diffssl"]["blocks"]],
         )
         opened = FeatureStore.open(store.path)
@@ -130,26 +130,26 @@ class TestOpening:
     @pytest.mark.parametrize("name", ["zarr.json", "train/zarr.json"])
     @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"])
     def test_a_damaged_document_is_corrupt(self, store: FeatureStore, name: str, content: bytes) -> None:
-        (store.storage.root / name).write_bytes(content)
+        (Path(store.path) / name).write_bytes(content)
         with pytest.raises(CorruptStore, match=f"{name} is"):
             FeatureStore.open(store.path)
 
     @pytest.mark.parametrize("field", ["identity", "classes", "blocks", "row_block", "dtype"])
     def test_a_root_without_a_field_is_corrupt(self, store: FeatureStore, field: str) -> None:
-        edit(store.storage.root / "zarr.json", lambda document: document["attributes"]["diffssl"].pop(field))
+        edit(Path(store.path) / "zarr.json", lambda document: document["attributes"]["diffssl"].pop(field))
         with pytest.raises(CorruptStore, match=f"zarr.json is damaged .*{field}.*restore it"):
             FeatureStore.open(store.path)
 
     @pytest.mark.parametrize(("field", "value"), [("dtype", "gloat16"), ("blocks", 7), ("blocks", [7]), ("identity", "none")])
     def test_a_root_with_nonsense_is_corrupt(self, store: FeatureStore, field: str, value: Any) -> None:
-        edit(store.storage.root / "zarr.json", lambda document: document["attributes"]["diffssl"].update({field: value}))
+        edit(Path(store.path) / "zarr.json", lambda document: document["attributes"]["diffssl"].update({field: value}))
         with pytest.raises(CorruptStore, match=r"zarr\.json is damaged"):
             FeatureStore.open(store.path)
 
     def test_an_identity_that_is_not_the_feature_id_is_corrupt(self, store: FeatureStore) -> None:
         """The root says twice whose features these are, so that a damaged digit does not make them another's."""
         edit(
-            store.storage.root / "zarr.json",
+            Path(store.path) / "zarr.json",
             lambda document: document["attributes"]["diffssl"]["identity"]["noise"].update(seed=1),
         )
         with pytest.raises(CorruptStore, match=r"zarr\.json is damaged"):
@@ -157,7 +157,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("field", ["data_id", "rows"])
     def test_a_split_without_a_field_is_corrupt(self, store: FeatureStore, field: str) -> None:
-        edit(store.storage.root / "train/zarr.json", lambda document: document["attributes"]["diffssl"].pop(field))
+        edit(Path(store.path) / "train/zarr.json", lambda document: document["attributes"]["diffssl"].pop(field))
         with pytest.raises(CorruptStore, match=r"train/zarr\.json"):
             FeatureStore.open(store.path)
 
@@ -335,9 +335,9 @@ class TestIncomplete:
 
     def test_a_shard_without_commit_is_not_there(self, store: FeatureStore) -> None:
         """Files and values never mark a row block as present."""
-        for commit in (store.storage.root / "journal/train").glob("000001-t90-*.json"):
+        for commit in (Path(store.path) / "journal/train").glob("000001-t90-*.json"):
             commit.unlink()
-        assert (store.storage.root / SHARD).exists()
+        assert (Path(store.path) / SHARD).exists()
         opened = FeatureStore.open(store.path)
         assert opened.missing([KEY], "train") == [1]
         with pytest.raises(IncompleteFeatures, match="4 of 10 rows"):
@@ -492,7 +492,7 @@ class TestLazy:
 
     def test_damage_is_found_when_it_is_read(self, store: FeatureStore) -> None:
         array = store.lazy(KEY, "train")
-        file = store.storage.root / SHARD
+        file = Path(store.path) / SHARD
         file.write_bytes(flipped(file.read_bytes(), 0))
         with pytest.raises(CorruptStore, match=r"row block 1 of train, block 2, timestep 90, pool 2"):
             computed(array)
@@ -500,7 +500,7 @@ class TestLazy:
 
 class TestDamage:
     def test_every_flipped_byte_of_a_shard(self, store: FeatureStore) -> None:
-        file = store.storage.root / SHARD
+        file = Path(store.path) / SHARD
         good = file.read_bytes()
         assert len(good) == 4 * 40 + 4 + 16 + 4  # four rows and their CRC, the index and its CRC
         for at in range(len(good)):
@@ -513,7 +513,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("length", [0, 1, 39, 40, 160, 164, 183])
     def test_a_truncated_shard(self, store: FeatureStore, length: int) -> None:
-        file = store.storage.root / SHARD
+        file = Path(store.path) / SHARD
         file.write_bytes(file.read_bytes()[:length])
         with pytest.raises(CorruptStore, match=f"cut short: 184 bytes wanted, {length} there"):
             store.read(KEY, "train")
@@ -522,7 +522,7 @@ class TestDamage:
         assert len(store.read(KEY, "train", slice(4))) == 4
 
     def test_a_removed_shard(self, store: FeatureStore) -> None:
-        (store.storage.root / SHARD).unlink()
+        (Path(store.path) / SHARD).unlink()
         for rows in (slice(None), slice(7, 9)):
             with pytest.raises(CorruptStore, match=r"row block 1 of train, .*: the file is missing"):
                 store.read(KEY, "train", rows)
@@ -572,7 +572,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("name", ["train/rows/id/c/0", "train/rows/label/c/0"])
     def test_every_flipped_byte_of_the_rows(self, store: FeatureStore, name: str) -> None:
-        file = store.storage.root / name
+        file = Path(store.path) / name
         good = file.read_bytes()
         for at in range(len(good)):
             file.write_bytes(flipped(good, at))
@@ -581,21 +581,21 @@ class TestDamage:
 
     @pytest.mark.parametrize("name", ["id/c/0", "label/c/0", "id/zarr.json", "label/zarr.json"])
     def test_missing_files_of_the_rows(self, store: FeatureStore, name: str) -> None:
-        (store.storage.root / "train/rows" / name).unlink()
+        (Path(store.path) / "train/rows" / name).unlink()
         with pytest.raises(CorruptStore, match=f"train/rows/{name.split('/')[0]}"):
             FeatureStore.open(store.path).rows("train")
 
     @pytest.mark.parametrize("name", ["id", "label"])
     @pytest.mark.parametrize("content", [b"", b"{", b'{"zarr_format": 3, "node_type": "group"}'])
     def test_damaged_documents_of_the_rows(self, store: FeatureStore, name: str, content: bytes) -> None:
-        (store.storage.root / "train/rows" / name / "zarr.json").write_bytes(content)
+        (Path(store.path) / "train/rows" / name / "zarr.json").write_bytes(content)
         with pytest.raises(CorruptStore, match=f"train/rows/{name}"):
             FeatureStore.open(store.path).rows("train")
 
     @pytest.mark.parametrize("name", ["id", "label"])
     def test_flipped_bytes_in_documents_of_the_rows(self, store: FeatureStore, name: str) -> None:
         """Whatever zarr makes of them: the right values, or ``CorruptStore``."""
-        file = store.storage.root / "train/rows" / name / "zarr.json"
+        file = Path(store.path) / "train/rows" / name / "zarr.json"
         good, values = file.read_bytes(), getattr(store, f"{name}s")("train").tolist()
         others = []
         for at in range(0, len(good), 5):
@@ -611,13 +611,13 @@ class TestDamage:
         assert others == []
 
     def test_ids_of_another_split(self, store: FeatureStore) -> None:
-        array = zarr.open_array(store.storage.root / "train/rows/id", mode="r+")
+        array = zarr.open_array(Path(store.path) / "train/rows/id", mode="r+")
         array[0] = "cat/stranger.png"
         with pytest.raises(CorruptStore, match="train/rows/id does not have the digest of the split"):
             store.ids("train")
 
     def test_a_damaged_commit(self, store: FeatureStore) -> None:
-        commit = next((store.storage.root / "journal/train").glob("000001-t90-*.json"))
+        commit = next((Path(store.path) / "journal/train").glob("000001-t90-*.json"))
         commit.write_bytes(commit.read_bytes()[:-1])
         with pytest.raises(CorruptStore, match=f"the commit journal/train/{commit.name} cannot be read"):
             FeatureStore.open(store.path)
@@ -628,18 +628,18 @@ class TestTwoWriters:
 
     def test_either_is_good_and_nothing_else(self, store: FeatureStore, expected: Expected, commit_unit: CommitUnit) -> None:
         reader = FeatureStore.open(store.path)
-        file = store.storage.root / SHARD
+        file = Path(store.path) / SHARD
         first, first_bytes = expected(store, KEY, "train"), file.read_bytes()
         second = first.copy()
         second[4:8] += np.float16(0.001)
         commit_unit(store, "train", 1, {KEY: second[4:8]})
-        assert len(list((store.storage.root / "journal/train").glob("000001-t90-*.json"))) == 2
+        assert len(list((Path(store.path) / "journal/train").glob("000001-t90-*.json"))) == 2
         # The reader was opened before the second commit: it looks again before it complains.
         np.testing.assert_array_equal(reader.read(KEY, "train"), second)
         file.write_bytes(first_bytes)
         for opened in (reader, FeatureStore.open(store.path)):
             np.testing.assert_array_equal(opened.read(KEY, "train"), first)
-        shutil.copy(store.storage.root / SHARD.replace("c.1", "c.0"), file)
+        shutil.copy(Path(store.path) / SHARD.replace("c.1", "c.0"), file)
         with pytest.raises(CorruptStore, match="is in no commit"):
             reader.read(KEY, "train")
 

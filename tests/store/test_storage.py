@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from diffssl.store import FeatureStore
 from diffssl.store.storage import LocalStorage
 
 
@@ -158,3 +159,39 @@ def test_free_bytes_of_a_folder_that_is_not_there_yet(storage: LocalStorage) -> 
     free = storage.free_bytes()
     status = os.statvfs(storage.root.parent)
     assert 0 < free <= status.f_blocks * status.f_frsize
+
+
+def test_read_pieces_from_here_and_there(storage: LocalStorage) -> None:
+    storage.create("data", b"abcdefghijkl")
+    buffers = [bytearray(b"...") for _ in range(4)]
+    storage.read_pieces("data", [(at, memoryview(buffer)) for at, buffer in zip((6, 0, 11, 50), buffers, strict=True)])
+    assert [bytes(buffer) for buffer in buffers] == [b"ghi", b"abc", b"l..", b"..."]
+
+
+def test_usage_counts_every_file(small: FeatureStore) -> None:
+    found = [path for path in Path(small.path).rglob("*") if path.is_file()]
+    assert small.storage.usage() == (sum(path.stat().st_size for path in found), len(found))
+
+
+def test_usage_while_somebody_writes(storage: LocalStorage) -> None:
+    """Temporary files come and go in the journal of a store that is being written."""
+    storage.create("zarr.json", b"{}")
+    journal = storage.root / "journal"
+    journal.mkdir(exist_ok=True)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for i in range(20):
+                (journal / f"tmp-{i}").write_bytes(b"x")
+            for i in range(20):
+                (journal / f"tmp-{i}").unlink()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            assert storage.usage()[0] > 0
+    finally:
+        stop.set()
+        writer.join()

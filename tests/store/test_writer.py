@@ -50,8 +50,8 @@ def unit(store: FeatureStore, row_block: int = 0, keys: list[FeatureKey] | None 
 
 
 def features_on_disk(store: FeatureStore) -> dict[str, bytes]:
-    files = sorted(store.storage.root.rglob("c.*.0.0.0"))
-    return {path.relative_to(store.storage.root).as_posix(): path.read_bytes() for path in files}
+    files = sorted(Path(store.path).rglob("c.*.0.0.0"))
+    return {path.relative_to(Path(store.path)).as_posix(): path.read_bytes() for path in files}
 
 
 def test_a_unit_is_there_after_its_commit(empty: FeatureStore, expected: Expected) -> None:

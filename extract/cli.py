@@ -56,7 +56,7 @@ def _row_block(text: str) -> int | None:
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights of your own model, with --model-config.")
 @click.option("--model-config", type=click.Path(path_type=Path), help="JSON of guided_diffusion's flags.")
 @click.option("--condition", help="For class-conditional models: none, mean or a class number.")
-@click.option("--store", type=click.Path(path_type=Path), default=Path("feats.zarr"), show_default=True)
+@click.option("--store", default="feats.zarr", show_default=True, help="Folder, or s3://bucket/feats.zarr.")
 @click.option("--seed", type=int, help="Of the noise; default 0, or the store's.")
 @click.option("--noise", type=click.Choice(["gaussian", "none"]), help="none extracts from clean images.")
 @click.option("--draws", type=int, default=1, show_default=True, help="Noise draws.")

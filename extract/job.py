@@ -25,7 +25,7 @@ from ..store import (
 )
 from ..store.create import check_header, check_split
 from ..store.header import read_header
-from ..store.storage import LocalStorage
+from ..store.location import open_storage
 from .download import fetch_weights
 from .plan import Plan, keys_of, make_plan
 from .settings import check_settings, condition_of, make_header, pick_model
@@ -63,7 +63,7 @@ def prepare(spec: ExtractSpec, echo: Echo = print, *, fetch: bool = True) -> Job
         DiffsslError: the images, the model or the store cannot be used as asked.
     """
     try:
-        there = read_header(LocalStorage(spec.store))
+        there = read_header(open_storage(spec.store))
     except StoreNotFound:
         there = None
     echo(_announcement(spec, there))

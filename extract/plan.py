@@ -126,8 +126,9 @@ def still_missing(store: FeatureStore, work: Work) -> Work:
     return replace(work, keys=_missing(store, work.split, work.row_block, keys))
 
 
-def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], free_bytes: int) -> list[str]:
-    """The plan in words."""
+def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], free_bytes: int | None) -> list[str]:
+    """The plan in words. ``free_bytes``: of the storage, None where there is no limit to know of."""
+    free = "a bucket" if free_bytes is None else f"{human_bytes(free_bytes)} free"
     deepest = max(keys, key=lambda key: key.block).block
     block = next(block for block in header.blocks if block.number == deepest)
     return [
@@ -136,7 +137,7 @@ def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], f
         f"there       {plan.done} of {plan.units} units (row block of {header.row_block} rows x timestep)",
         f"to compute  {plan.images} images, {plan.forwards} forward passes in batches of {header.batch_size}, "
         f"{plan.gflop / 1000:.4g} TFLOP",
-        f"to write    {plan.arrays} arrays, {human_bytes(plan.bytes)} in {plan.files} files ({human_bytes(free_bytes)} free)",
+        f"to write    {plan.arrays} arrays, {human_bytes(plan.bytes)} in {plan.files} files ({free})",
     ]
 
 

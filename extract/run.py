@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..store import FeatureStore, StorageFull, add_split
 from ..store.describe import human_bytes
 from ..store.journal import Commit
+from ..store.location import open_storage
 from ..store.progress import progress_bar
-from ..store.storage import LocalStorage
 from .errors import TooManyBadSamples
 from .job import Echo, Job, compute, load_backbone, open_store, prepare
 from .plan import describe_plan, keys_of
@@ -26,7 +26,7 @@ def show_plan(job: Job, measure: bool, echo: Echo = print, workers: int = 1) -> 
     """Print what a run would compute and write; with ``measure``, time one batch and say what it means for the workers."""
     for name, split in job.data.splits.items():
         echo(f"split {name:<6}{len(split.ids)} images, {len(job.data.classes)} classes")
-    for line in describe_plan(job.plan, job.header, job.keys, LocalStorage(job.spec.store).free_bytes()):
+    for line in describe_plan(job.plan, job.header, job.keys, open_storage(job.spec.store).free_bytes()):
         echo(line)
     each = -(-len(job.plan.work) // workers)  # row blocks of the worker that has most
     if workers > 1:
@@ -68,8 +68,8 @@ def extract(spec: ExtractSpec, echo: Echo = print, *, workers: int | None = None
 
 
 def _compute(job: Job, echo: Echo, workers: int | None, dask: str | None) -> FeatureStore:
-    needed, free = job.plan.bytes, LocalStorage(job.spec.store).free_bytes()
-    if needed > free:
+    needed, free = job.plan.bytes, open_storage(job.spec.store).free_bytes()
+    if free is not None and needed > free:
         raise StorageFull(
             job.spec.store,
             f"{human_bytes(needed)} will be written and {human_bytes(free)} are free; use another disk, or fewer settings",

@@ -27,7 +27,7 @@ class ExtractSpec:
         model: name of a bundled or published model; the bundled one by default.
         checkpoint, model_config: files of a user's own model instead; both or neither.
         condition: for class-conditional models.
-        store: path of the store.
+        store: path or URL of the store.
         seed: of the noise; 0 by default.
         noise: ``"gaussian"`` (default) or ``"none"`` for clean images.
         draws: number of noise draws.
@@ -53,7 +53,7 @@ class ExtractSpec:
     checkpoint: Path | None = None
     model_config: Path | None = None
     condition: str | None = None
-    store: Path = Path("feats.zarr")
+    store: Path | str = Path("feats.zarr")
     seed: int | None = None
     noise: str | None = None
     draws: int = 1

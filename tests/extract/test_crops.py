@@ -117,10 +117,10 @@ def test_crops_and_draws_are_added_later_without_touching_the_rest(
 ) -> None:
     spec = make_spec(blocks={3: set()})
     run_extract(spec)
-    before = files_of(spec.store)
+    before = files_of(Path(spec.store))
     run_extract(replace(spec, crops=2))
     store, _ = run_extract(replace(spec, crops=2, draws=2))
-    after = files_of(spec.store)
+    after = files_of(Path(spec.store))
     assert {name: after[name] for name in before} == before
     assert [(key.draw, key.crop) for key in store.keys("all")] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     at_once, _ = run_extract(replace(spec, crops=2, draws=2, store=tmp_path / "at_once.zarr"))

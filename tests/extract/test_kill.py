@@ -12,10 +12,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffssl.extract import ExtractSpec, extract
 from diffssl.store import FeatureStore
+from diffssl.store.location import open_storage
 from diffssl.store.verify import verify
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -105,6 +107,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """The store of one process that nobody disturbs."""
     path = tmp_path_factory.mktemp("alone") / "feats.zarr"
     return extract(ExtractSpec({8: set()}, [90], limit=64, row_block=32, store=path, device="cpu"), lambda _: None)
+
+
+def test_a_store_in_a_bucket_survives_being_killed(
+    start: Start, tmp_path: Path, same_values: SameValues, alone: FeatureStore, s3: Any
+) -> None:
+    """Killed by SIGKILL after its first commit, over a real S3 API; the store is that of a local run, value for value."""
+    url = f"{s3.bucket()}/killed.zarr"
+    process = start(*RACE, "--store", url, name="first")
+    deadline = time.monotonic() + SECONDS
+    while not open_storage(url).names("journal/all"):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, (tmp_path / "first.err").read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.wait(SECONDS)
+    finished(start(*RACE, "--store", url, name="second"), tmp_path, "second")
+    store = FeatureStore.open(url)
+    check_sound(store, 64)
+    same_values(store, alone)
+    finished(start(*RACE, "--store", url, name="third"), tmp_path, "third")
+    assert "nothing to do" in (tmp_path / "third.out").read_text()
 
 
 def let_go(gate: Path, tmp_path: Path, names: list[str]) -> None:

@@ -117,12 +117,12 @@ def test_a_run_writes_what_was_planned(
     spec = make_spec(**grid)
     plan = plan_of(spec)
     store, lines = run_extract(spec)
-    shards, commits, arrays = counted(spec.store, files_of)
+    shards, commits, arrays = counted(Path(spec.store), files_of)
     assert plan.arrays == arrays
     assert plan.files == len(shards) + commits + arrays
     documents = plan.bytes - sum(path.stat().st_size for path in shards)
     assert documents % (commits + arrays) == 0  # the rest is so much a document, and about what they take
-    small = [path for path in spec.store.rglob("*") if path.is_file() and path.parent.parent.name == "journal"]
+    small = [path for path in Path(spec.store).rglob("*") if path.is_file() and path.parent.parent.name == "journal"]
     assert documents / (commits + arrays) >= max(path.stat().st_size for path in small) / 2
     assert commits == plan.units
     rows = len(store.ids("all")) if spec.limit is None else 32
@@ -139,7 +139,7 @@ def test_an_extension_is_what_is_missing(make_spec: MakeSpec, run_extract: RunEx
     run_extract(spec)
     more = make_spec(timesteps=[10, 90, 200], blocks={3: set(), 5: set(), 2: set()}, limit=48)
     plan = plan_of(more)
-    before = set(files_of(spec.store))
+    before = set(files_of(Path(spec.store)))
     # Two old row blocks lack block 2 of two timesteps, and all of the third; a new one lacks everything.
     assert [{t: [key.block for key in keys] for t, keys in work.keys.items()} for work in plan.work] == [
         {10: [2], 90: [2], 200: [2, 3, 5]},
@@ -148,11 +148,11 @@ def test_an_extension_is_what_is_missing(make_spec: MakeSpec, run_extract: RunEx
     ]
     assert (plan.done, plan.units, plan.forwards) == (0, 9, 9 * 16)
     run_extract(more)
-    new = set(files_of(spec.store)) - before
+    new = set(files_of(Path(spec.store))) - before
     shards = [name for name in new if "/c." in name]
     assert len(shards) == 2 * (1 + 1 + 3) + 9
     assert plan.files - plan.arrays == len(shards) + sum(name.startswith("journal/all/") for name in new)
-    assert sum((spec.store / name).stat().st_size for name in shards) < plan.bytes
+    assert sum((Path(spec.store) / name).stat().st_size for name in shards) < plan.bytes
 
 
 def test_a_plan_changes_nothing(tmp_path: Path, make_spec: MakeSpec, run_extract: RunExtract) -> None:

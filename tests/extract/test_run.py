@@ -70,7 +70,7 @@ def test_extending_computes_what_is_missing(
 ) -> None:
     """Blocks, timesteps, pools, draws, rows: nothing that is there is computed again or touched."""
     run_extract(make_spec(**first))
-    path = make_spec().store
+    path = Path(make_spec().store)
     before = files_of(path)
     store, lines = run_extract(make_spec(**second))
     assert forwards(lines) == missing
@@ -100,11 +100,11 @@ def test_extending_step_by_step_is_one_big_run(
     seen: dict[str, str] = {}
     for step in steps:
         store, lines = run_extract(make_spec(**step))
-        files = files_of(make_spec().store)
+        files = files_of(Path(make_spec().store))
         assert {name: files[name] for name in seen} == seen
         assert forwards(lines) > 0
         seen = files
-    big, _ = run_extract(make_spec(**steps[-1], store=make_spec().store.with_name("big.zarr")))
+    big, _ = run_extract(make_spec(**steps[-1], store=Path(make_spec().store).with_name("big.zarr")))
     same_values(store, big)
     assert forwards(run_extract(make_spec(**steps[-1]))[1]) == 0
 
@@ -115,11 +115,11 @@ def test_a_limit_raised_within_a_row_block_computes_nothing(
     """The rows are there; from now on readers give them."""
     store, _ = run_extract(make_spec(limit=5))
     assert store.read(KEY, "all").shape[0] == 5
-    before = files_of(make_spec().store)
+    before = files_of(Path(make_spec().store))
     store, lines = run_extract(make_spec(limit=13))
     assert forwards(lines) == 0
     assert store.read(KEY, "all").shape[0] == 13
-    after = files_of(make_spec().store)
+    after = files_of(Path(make_spec().store))
     assert {name: after[name] for name in before} == before
     assert all(name.startswith("journal/all/") for name in after.keys() - before.keys())
     lower, _ = run_extract(make_spec(limit=3))
@@ -139,10 +139,10 @@ def test_a_split_is_added(
     write_images(tmp_path / "new", ["bridge/new1.png", "roof/new2.png", "roof/new3.png"])
     train, test = f"train={photos}", f"test={tmp_path / 'new'}"
     run_extract(make_spec(data=(train,)))
-    before = files_of(make_spec().store)
+    before = files_of(Path(make_spec().store))
     store, lines = run_extract(make_spec(data=(test,)))
     assert forwards(lines) == 3
-    after = files_of(make_spec().store)
+    after = files_of(Path(make_spec().store))
     assert {name: after[name] for name in before} == before
     assert store.splits == ["test", "train"]
     assert store.classes == ["bridge", "flower", "roof"]
@@ -163,11 +163,11 @@ def test_a_split_with_a_new_class_is_refused(
     """Labels are made once, from the union of all splits."""
     write_images(tmp_path / "new", ["ant/1.png", "bridge/2.png"])
     run_extract(make_spec(data=(f"train={photos}",), limit=16))
-    before = files_of(make_spec().store)
+    before = files_of(Path(make_spec().store))
     with pytest.raises(IdentityMismatch, match="classes") as caught:
         run_extract(make_spec(data=(f"test={tmp_path / 'new'}",)))
     assert "ant" in str(caught.value)
-    assert files_of(make_spec().store) == before
+    assert files_of(Path(make_spec().store)) == before
 
 
 def test_the_second_identical_run_does_nothing(make_spec: MakeSpec, run_extract: RunExtract, tmp_path: Path) -> None:
@@ -267,7 +267,9 @@ def test_options_not_given_are_taken_from_the_store(
     second, lines = run_extract(make_spec(**{**silent, "limit": 16, "blocks": {3: set(), 5: set(), 2: set()}}))
     assert forwards(lines) == (32 if options["row_block"] == 32 else 16)
     assert second.header == first.header
-    whole, _ = run_extract(make_spec(**options, limit=16, blocks={2: set()}, store=make_spec().store.with_name("whole.zarr")))
+    whole, _ = run_extract(
+        make_spec(**options, limit=16, blocks={2: set()}, store=Path(make_spec().store).with_name("whole.zarr"))
+    )
     key = FeatureKey(2, 90, 1)
     np.testing.assert_array_equal(second.read(key, "all"), whole.read(key, "all"))
 
@@ -329,7 +331,7 @@ def test_a_condition_for_an_unconditional_model_is_refused(make_spec: MakeSpec) 
     for run in (lambda spec: prepare(spec, lambda _: None), lambda spec: extract(spec, lambda _: None)):
         with pytest.raises(ExtractError, match="not class-conditional"):
             run(make_spec(condition="5"))
-    assert not make_spec().store.exists()
+    assert not Path(make_spec().store).exists()
 
 
 def test_conditions_are_identities(tmp_path: Path, make_spec: MakeSpec, run_extract: RunExtract, save_model: SaveModel) -> None:
@@ -352,7 +354,7 @@ def test_unknown_settings_change_nothing(make_spec: MakeSpec) -> None:
     for change in changes:
         with pytest.raises(UnknownBlock):
             extract(make_spec(**change), lambda _: None)
-    assert not make_spec().store.exists()
+    assert not Path(make_spec().store).exists()
 
 
 # --- what is said
@@ -396,13 +398,13 @@ def test_attributes_of_an_array(made: Path) -> None:
 
 def test_attributes_of_clean_images(make_spec: MakeSpec, run_extract: RunExtract) -> None:
     run_extract(make_spec(noise="none", limit=8))
-    attributes = json.loads((make_spec().store / "all/features/b5/p1/t90/zarr.json").read_text())["attributes"]
+    attributes = json.loads((Path(make_spec().store) / "all/features/b5/p1/t90/zarr.json").read_text())["attributes"]
     assert (attributes["alpha"], attributes["sigma"], attributes["log_snr"]) == (1.0, 0.0, None)
 
 
 def test_commits_name_their_command_and_versions(make_spec: MakeSpec, run_extract: RunExtract) -> None:
     run_extract(make_spec(limit=8, command="diffssl-extract --blocks 3,5"))
-    (commit,) = (make_spec().store / "journal/all").iterdir()
+    (commit,) = (Path(make_spec().store) / "journal/all").iterdir()
     content = json.loads(commit.read_text())
     assert content["command"] == "diffssl-extract --blocks 3,5"
     assert content["limit"] == 8
@@ -453,12 +455,12 @@ def test_too_many_bad_samples(
     with pytest.raises(TooManyBadSamples, match=r"3 of 72 images.*--max-bad allows 1") as caught:
         run_extract(make_spec(data=(str(folder),)))
     assert any(name in str(caught.value) for name in names)
-    store = FeatureStore.open(make_spec().store)
+    store = FeatureStore.open(Path(make_spec().store))
     assert store.missing(store.keys("all"), "all") == []
     assert sorted(bad.id for bad in store.rows("all").left_out.values()) == names
     others = [row for row in range(72) if row not in store.rows("all").left_out]
     np.testing.assert_array_equal(store.read(KEY, "all")[others], FeatureStore.open(made).read(KEY, "all")[others])
-    before = files_of(make_spec().store)
+    before = files_of(Path(make_spec().store))
     with pytest.raises(TooManyBadSamples):
         run_extract(make_spec(data=(str(folder),)))
     with pytest.raises(TooManyBadSamples, match="allows 2"):
@@ -466,7 +468,7 @@ def test_too_many_bad_samples(
     _, lines = run_extract(make_spec(data=(str(folder),), max_bad=3))
     assert forwards([line for line in lines if "nothing" in line]) == 0
     assert lines[-1].startswith("3 of 72 images could not be decoded")
-    assert files_of(make_spec().store) == before
+    assert files_of(Path(make_spec().store)) == before
 
 
 def test_no_bad_sample_is_allowed(tmp_path: Path, photos: Path, make_spec: MakeSpec, run_extract: RunExtract) -> None:
@@ -495,7 +497,7 @@ def test_every_image_is_bad(tmp_path: Path, make_spec: MakeSpec, run_extract: Ru
         (tmp_path / f"x/cat/{i}.png").write_bytes(b"")
     with pytest.raises(TooManyBadSamples, match="20 of 20"):
         run_extract(make_spec(data=(str(tmp_path / "x"),)))
-    assert np.isnan(FeatureStore.open(make_spec().store).read(KEY, "all")).all()
+    assert np.isnan(FeatureStore.open(Path(make_spec().store)).read(KEY, "all")).all()
 
 
 def test_a_bad_sample_of_a_class_with_an_odd_name(
@@ -551,7 +553,7 @@ def test_a_disk_that_is_too_small(make_spec: MakeSpec, monkeypatch: pytest.Monke
     monkeypatch.setattr(LocalStorage, "free_bytes", lambda _: needed - 1)
     with pytest.raises(StorageFull, match="free") as caught:
         extract(make_spec(), lambda _: None)
-    assert str(make_spec().store) in str(caught.value)
+    assert str(Path(make_spec().store)) in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(LocalStorage, "free_bytes", lambda _: needed)
     extract(make_spec(), lambda _: None)
@@ -562,12 +564,12 @@ def test_a_disk_that_is_too_small_for_an_extension(
 ) -> None:
     """What is there already needs no room."""
     run_extract(make_spec(limit=16))
-    before = files_of(make_spec().store)
+    before = files_of(Path(make_spec().store))
     monkeypatch.setattr(LocalStorage, "free_bytes", lambda _: 0)
     run_extract(make_spec(limit=16))
     with pytest.raises(StorageFull):
         extract(make_spec(limit=32), lambda _: None)
-    assert files_of(make_spec().store) == before
+    assert files_of(Path(make_spec().store)) == before
 
 
 def _scale_first(factor: float) -> Callable[[dict[str, torch.Tensor]], None]:
@@ -589,7 +591,7 @@ def test_float16_overflow_is_named(
     assert (photos / error.sample_id).is_file()
     for part in ("block 1, timestep 90, pool 2", repr(error.sample_id), "float16", "--store-dtype float32"):
         assert part in str(error)
-    store = FeatureStore.open(make_spec().store)
+    store = FeatureStore.open(Path(make_spec().store))
     assert store.missing([FeatureKey(1, 90, 2)], "all") == [0, 1, 2, 3, 4]
     big, _ = run_extract(make_spec(**files, blocks={1: {2}, 5: set()}, store=tmp_path / "big.zarr", store_dtype="float32"))
     assert np.abs(big.read(FeatureKey(1, 90, 2), "all")).max() > 65504
@@ -615,13 +617,13 @@ def test_a_checkpoint_that_does_not_fit_makes_no_store(tmp_path: Path, make_spec
     config.write_text(json.dumps({**TINY, "num_channels": 64}))
     with pytest.raises(DiffsslError, match="does not fit"):
         extract(make_spec(checkpoint=tiny["checkpoint"], model_config=config), lambda _: None)
-    assert not make_spec().store.exists()
+    assert not Path(make_spec().store).exists()
 
 
 def test_images_that_are_not_there(make_spec: MakeSpec) -> None:
     with pytest.raises(DataError, match="nowhere"):
         extract(make_spec(data=("nowhere",)), lambda _: None)
-    assert not make_spec().store.exists()
+    assert not Path(make_spec().store).exists()
 
 
 @pytest.mark.parametrize("kind", ["a file", "a folder of something else", "another zarr group"])
@@ -641,9 +643,9 @@ def test_a_path_that_is_taken(tmp_path: Path, make_spec: MakeSpec, kind: str) ->
 
 def test_a_store_that_cannot_be_made(make_spec: MakeSpec) -> None:
     """A file where a folder of the path should be."""
-    (make_spec().store.parent / "thesis.txt").write_text("x")
+    (Path(make_spec().store).parent / "thesis.txt").write_text("x")
     with pytest.raises(DiffsslError, match=r"thesis\.txt"):
-        extract(make_spec(store=make_spec().store.parent / "thesis.txt" / "feats.zarr"), lambda _: None)
+        extract(make_spec(store=Path(make_spec().store).parent / "thesis.txt" / "feats.zarr"), lambda _: None)
 
 
 def test_defaults_cannot_be_changed_by_a_run(make_spec: MakeSpec, run_extract: RunExtract) -> None:

@@ -45,6 +45,7 @@ class _List(click.ParamType[Any]):
 @click.option("--pools", type=_List(parse_pools), default="1", show_default=True, help="Pool sizes, or full.")
 @click.option("--data", multiple=True, default=[DIGITS], help="Folder, .tar, split=SOURCE (repeatable); default: digits.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV (file,label) of a flat folder of images.")
+@click.option("--only", multiple=True, metavar="FILE", help="Only the ids in FILE, one a line, or split=FILE (repeatable).")
 @click.option("--model", help=f"{BUNDLED} (default), {', '.join(PUBLISHED)}.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights of your own model, with --model-config.")
 @click.option("--model-config", type=click.Path(path_type=Path), help="JSON of guided_diffusion's flags.")

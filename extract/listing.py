@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from .images import SUFFIXES
 
@@ -27,6 +27,18 @@ class Listing:
     class_names: Sequence[str | None]
     read: Callable[[int], bytes]
     notes: Sequence[str] = ()
+
+
+def named_split(text: str) -> tuple[str | None, str]:
+    """``split=rest`` taken apart; (None, text) if there is no split before it, or a file has the whole as its name."""
+    name, equals, rest = text.partition("=")
+    named = equals and is_split_name(name) and not Path(text).exists()
+    return (name, rest) if named else (None, text)
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a split can be called so, non-ASCII letters apart, which are refused by name."""
+    return name.replace("-", "").replace("_", "").isalnum()
 
 
 def only_images(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -71,7 +71,7 @@ def prepare(spec: ExtractSpec, echo: Echo = print) -> Job:
     except StoreNotFound:
         there = None
     echo(_announcement(spec, there))
-    data = load_data(spec.data, spec.labels)
+    data = load_data(spec.data, spec.labels, spec.only)
     for note in data.notes:
         echo(note)
     model = pick_model(spec, there)

@@ -20,7 +20,8 @@ from ..store import NO_LABEL, row_order
 from .errors import DataError
 from .folders import check_nothing_outside, list_folder, split_folders
 from .images import SUFFIXES
-from .listing import SPLITS, Listing
+from .listing import SPLITS, Listing, is_split_name, named_split
+from .subsets import restrict
 from .tars import list_tar, list_tar_splits, refuse_compressed
 
 DIGITS = "digits"
@@ -65,12 +66,13 @@ class DataSet:
         return DataSet(splits, list(classes), self.notes)
 
 
-def load_data(sources: Sequence[str], labels: Path | None = None) -> DataSet:
+def load_data(sources: Sequence[str], labels: Path | None = None, only: Sequence[str] = ()) -> DataSet:
     """List images.
 
     Args:
         sources: ``digits``; a folder or an uncompressed tar; or ``split=`` one of these, several times.
         labels: CSV with a line ``file,label`` per image of a flat folder.
+        only: files of ids, see :func:`diffssl.extract.subsets.restrict`; everything by default.
 
     Raises:
         DataError: with what is wrong and the way out.
@@ -79,14 +81,13 @@ def load_data(sources: Sequence[str], labels: Path | None = None) -> DataSet:
     if labels and all(source == DIGITS and not Path(source).exists() for source in sources):
         raise DataError(f"--labels {labels} is for a flat folder of images; the digits have labels of their own")
     for source in sources:
-        name, equals, rest = source.partition("=")
-        named = equals and name.replace("-", "").replace("_", "").isalnum() and not Path(source).exists()
-        found = {name: _one_split(Path(rest), labels)} if named else _all_splits(source, labels)
+        name, rest = named_split(source)
+        found = _all_splits(source, labels) if name is None else {name: _one_split(Path(rest), labels)}
         twice = found.keys() & listings.keys()
         if twice:
             raise DataError(f"the split {min(twice)!r} is given twice, by {' and '.join(sources)}")
         listings |= found
-    return _assemble(listings)
+    return _assemble(restrict(listings, only))
 
 
 def _assemble(listings: Mapping[str, Listing]) -> DataSet:
@@ -95,7 +96,7 @@ def _assemble(listings: Mapping[str, Listing]) -> DataSet:
     splits: dict[str, SplitData] = {}
     notes: list[str] = []
     for split, listing in listings.items():
-        if not split.isascii() or split in ("journal", ""):
+        if not split.isascii() or not is_split_name(split) or split == "journal":
             raise DataError(f"{split!r} cannot be the name of a split; use letters, digits, - and _")
         _check_ids(split, listing.ids)
         order = row_order(listing.ids)

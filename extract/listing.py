@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -45,6 +45,9 @@ def only_images(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names with the suffix of an image, and notes that count the others."""
     images = [name for name in names if name.lower().endswith(SUFFIXES)]
     others = Counter(PurePosixPath(name).suffix or "no suffix" for name in names if not name.lower().endswith(SUFFIXES))
-    others.pop(".csv", None)
-    notes = [f"{n} files ({suffix}) are not images and are ignored" for suffix, n in sorted(others.items())]
-    return images, notes
+    return images, ignored_files(others)
+
+
+def ignored_files(counts: Mapping[str, int]) -> list[str]:
+    """Notes about files that are no images, by suffix; tables of labels have notes of their own."""
+    return [f"{n} files ({suffix}) are not images and are ignored" for suffix, n in sorted(counts.items()) if suffix != ".csv"]

@@ -43,9 +43,7 @@ class _List(click.ParamType[Any]):
 @click.option("--blocks", type=_List(parse_blocks), help="Blocks, such as 18,24 or 1-37 or 19@8,24@full.")
 @click.option("--timesteps", type=_List(parse_numbers), help="Timesteps, such as 10,90 or 10-500:20.")
 @click.option("--pools", type=_List(parse_pools), default="1", show_default=True, help="Pool sizes, or full.")
-@click.option(
-    "--data", multiple=True, default=[DIGITS], help="Folder, .tar, 'x-{0..9}.tar', split=SOURCE (repeatable); default: digits."
-)
+@click.option("--data", multiple=True, default=[DIGITS], help="Images, or split=IMAGES (see docs/data.md); default: digits.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV (file,label) of a flat folder of images.")
 @click.option("--only", multiple=True, metavar="FILE", help="Only the ids in FILE, one a line, or split=FILE (repeatable).")
 @click.option("--model", help=f"{BUNDLED} (default), {', '.join(PUBLISHED)}.")

@@ -21,6 +21,7 @@ from .errors import DataError
 from .folders import check_nothing_outside, list_folder, split_folders
 from .images import SUFFIXES
 from .listing import SPLITS, Listing, is_split_name, named_split
+from .manifest import list_manifest
 from .patterns import is_pattern, matching_files
 from .subsets import restrict
 from .tars import FOLDERS, SAMPLES, list_tar_splits, list_tars
@@ -72,7 +73,8 @@ def load_data(sources: Sequence[str], labels: Path | None = None, only: Sequence
     """List images.
 
     Args:
-        sources: ``digits``; a folder or an uncompressed tar; a pattern of tars; or ``split=`` one of these, several times.
+        sources: ``digits``; a folder or an uncompressed tar; a pattern of tars; a manifest; or ``split=`` one of these,
+            several times.
         labels: CSV with a line ``file,label`` per image of a flat folder.
         only: files of ids, see :func:`diffssl.extract.subsets.restrict`; everything by default.
 
@@ -106,6 +108,9 @@ def _assemble(listings: Mapping[str, Listing]) -> DataSet:
         ids = np.array([listing.ids[i] for i in order], dtype=object)
         splits[split] = SplitData(ids, labels, _in_row_order(listing.read, order))
         notes += [f"{split}: {note}" for note in listing.notes]
+    unprintable = [name for name in classes if not _is_utf8(name)]
+    if unprintable:
+        raise DataError(f"{len(unprintable)} class names are not UTF-8, such as {unprintable[0]!a}; rename them")
     return DataSet(splits, classes, notes)
 
 
@@ -149,9 +154,10 @@ def _splits(source: str, labels: Path | None) -> dict[str, Listing]:
         return _KINDS[kind](rest)
     if is_pattern(source):
         return {ALL: list_tars(matching_files(source), source)}
+    kinds = ", ".join(f"{name}:…" for name in _KINDS)
     raise DataError(
-        f"{path}: there is no such folder or tar; --data takes a folder, a .tar, a pattern of them (train-{{000..146}}.tar), "
-        f"{DIGITS!r}, {', '.join(f'{name}:…' for name in _KINDS)}, or split=one"
+        f"{path}: there is no such folder or tar; --data takes a folder, a .tar, a pattern of them (train-{{000..146}}.tar), a "
+        f".jsonl, {DIGITS!r}, {kinds}, or split=one"
     )
 
 
@@ -183,8 +189,10 @@ def _splits_of_folder(root: Path, labels: Path | None) -> dict[str, Listing]:
 
 def _splits_of_file(path: Path) -> dict[str, Listing]:
     refuse_compressed(path)
+    if path.suffix == ".jsonl":
+        return list_manifest(path)
     if path.suffix != ".tar":
-        raise DataError(f"{path}: is neither a folder nor a .tar")
+        raise DataError(f"{path}: is neither a folder nor a .tar, nor a manifest (.jsonl)")
     return list_tar_splits(path)
 
 

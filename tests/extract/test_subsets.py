@@ -126,6 +126,17 @@ def test_suffixes_that_differ_are_not_left_aside(tmp_path: Path, write_images: W
         load(tmp_path / "x", listing("2.png", "2.jpg", "1"))
 
 
+def test_an_id_that_is_a_file_name_too(tmp_path: Path, write_images: Write, listing: Callable[..., Path]) -> None:
+    """Where a line is an id, it means that image and no other, and this is said."""
+    write_images(tmp_path, ["1.png", "cat/1.png", "cat/2.png"])
+    (tmp_path / "all.jsonl").write_text('{"path": "1.png"}\n{"path": "cat/1.png"}\n{"path": "cat/2.png"}\n')
+    data = load(tmp_path / "all.jsonl", listing("1.png"))
+    assert ids(data, "all") == {"1.png"}
+    assert any("1 of the ids are also the file names of other images, which are not meant" in note for note in data.notes)
+    with pytest.raises(DataError, match="more than one image"):
+        load(tmp_path / "all.jsonl", listing("1.png", "2.png"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"", "names no images"), (b"\n \n", "names no images"), (b"\xe9.png\n", "UTF-8"), (None, "cannot be read")],

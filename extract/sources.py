@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..store import NO_LABEL, row_order
 from .archive import refuse_compressed
 from .digits import DIGITS, list_digits
 from .errors import DataError
+from .fine_grained import COUNTS, list_fine_grained
 from .folders import check_nothing_outside, list_folder, split_folders
 from .images import SUFFIXES
 from .listing import SPLITS, Listing, is_split_name, named_split
@@ -208,4 +210,5 @@ def _tars(kind: str) -> Callable[[str], dict[str, Listing]]:
 _KINDS: Mapping[str, Callable[[str], dict[str, Listing]]] = {
     SAMPLES: _tars(SAMPLES),
     FOLDERS: _tars(FOLDERS),
+    **{name: partial(list_fine_grained, name) for name in COUNTS},
 }

@@ -42,12 +42,11 @@ def matching_files(pattern: str) -> list[Path]:
         raise DataError(
             f"{pattern}: there is no file for {len(missing)} of its {len(names)} names, such as {', '.join(missing[:_SHOWN])}"
         )
-    _refuse_mixed_splits(pattern, paths)
     return sorted(paths)
 
 
-def _refuse_mixed_splits(pattern: str, paths: Iterable[Path]) -> None:
-    """Refuse files of train and of val in one pattern that does not say so: ``*.tar`` in a folder of all shards."""
+def refuse_mixed_splits(pattern: str, paths: Iterable[Path]) -> None:
+    """Raise ``DataError`` for files of train and of val in one pattern that does not say so: ``*.tar`` where all shards lie."""
     words = [_WORDS & set(_LETTERS.findall(str(path).lower())) for path in paths]
     differ = set().union(*words) - set(_WORDS).intersection(*words)
     unsaid = differ - set(_LETTERS.findall(pattern.lower()))

@@ -21,10 +21,11 @@ from .digits import DIGITS, list_digits
 from .errors import DataError
 from .fine_grained import COUNTS, list_fine_grained
 from .folders import check_nothing_outside, list_folder, split_folders
+from .hugging_face import list_hugging_face
 from .images import SUFFIXES
 from .listing import SPLITS, Listing, is_split_name, named_split
 from .manifest import list_manifest
-from .patterns import is_pattern, matching_files
+from .patterns import is_pattern, matching_files, refuse_mixed_splits
 from .subsets import restrict
 from .tars import FOLDERS, SAMPLES, list_tar_splits, list_tars
 
@@ -155,7 +156,7 @@ def _splits(source: str, labels: Path | None) -> dict[str, Listing]:
     if colon and kind in _KINDS:
         return _KINDS[kind](rest)
     if is_pattern(source):
-        return {ALL: list_tars(matching_files(source), source)}
+        return {ALL: list_tars(_matching_tars(source), source)}
     kinds = ", ".join(f"{name}:…" for name in _KINDS)
     raise DataError(
         f"{path}: there is no such folder or tar; --data takes a folder, a .tar, a pattern of them (train-{{000..146}}.tar), a "
@@ -200,15 +201,22 @@ def _splits_of_file(path: Path) -> dict[str, Listing]:
 
 def _tars(kind: str) -> Callable[[str], dict[str, Listing]]:
     def splits(source: str) -> dict[str, Listing]:
-        paths = matching_files(source) if is_pattern(source) else [Path(source)]
+        paths = _matching_tars(source) if is_pattern(source) else [Path(source)]
         return {ALL: list_tars(paths, source, kind)}
 
     return splits
+
+
+def _matching_tars(pattern: str) -> list[Path]:
+    paths = matching_files(pattern)
+    refuse_mixed_splits(pattern, paths)
+    return paths
 
 
 # What is written before a source to say what it is.
 _KINDS: Mapping[str, Callable[[str], dict[str, Listing]]] = {
     SAMPLES: _tars(SAMPLES),
     FOLDERS: _tars(FOLDERS),
+    "hf": list_hugging_face,
     **{name: partial(list_fine_grained, name) for name in COUNTS},
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from diffssl.extract import DataError
-from diffssl.extract.patterns import is_pattern, matching_files
+from diffssl.extract.patterns import is_pattern, matching_files, refuse_mixed_splits
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_patterns_that_name_nothing(touch: Callable[..., None], pattern: str, me
 def test_splits_are_not_mixed_unsaid(touch: Callable[..., None], names: list[str], pattern: str, words: str) -> None:
     touch(*names)
     with pytest.raises(DataError, match=f"matches files of {words}; give each split a pattern"):
-        matching_files(pattern)
+        refuse_mixed_splits(pattern, matching_files(pattern))
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_splits_are_not_mixed_unsaid(touch: Callable[..., None], names: list[str
 )
 def test_splits_that_are_said_or_are_none(touch: Callable[..., None], names: list[str], pattern: str) -> None:
     touch(*names)
-    assert matching_files(pattern)
+    refuse_mixed_splits(pattern, matching_files(pattern))

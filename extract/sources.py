@@ -28,6 +28,7 @@ from .manifest import list_manifest
 from .patterns import is_pattern, matching_files, refuse_mixed_splits
 from .subsets import restrict
 from .tars import FOLDERS, SAMPLES, list_tar_splits, list_tars
+from .torchvision_sets import list_torchvision
 
 __all__ = ["DIGITS", "DataSet", "SplitData", "load_data"]
 
@@ -218,5 +219,6 @@ _KINDS: Mapping[str, Callable[[str], dict[str, Listing]]] = {
     SAMPLES: _tars(SAMPLES),
     FOLDERS: _tars(FOLDERS),
     "hf": list_hugging_face,
+    "torchvision": list_torchvision,
     **{name: partial(list_fine_grained, name) for name in COUNTS},
 }

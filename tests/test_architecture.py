@@ -205,7 +205,7 @@ def test_every_import_is_a_requirement() -> None:
         "guided_diffusion": "guided-diffusion-sdk",
         "google_crc32c": "google-crc32c",
     }
-    extras = "\n".join(setup()["options.extras_require"][extra] for extra in ("hf",))
+    extras = "\n".join(setup()["options.extras_require"][extra] for extra in ("hf", "torchvision"))
     every = lines(setup()["options"]["install_requires"]) + lines(extras)
     required = {re.split(r"[\s\[<>=]", line)[0] for line in every}
     outside = set().union(*(roots(path) for path in SOURCES)) - {"diffssl"} - sys.stdlib_module_names

@@ -112,6 +112,10 @@ def _assemble(listings: Mapping[str, Listing]) -> DataSet:
         ids = np.array([listing.ids[i] for i in order], dtype=object)
         splits[split] = SplitData(ids, labels, _in_row_order(listing.read, order))
         notes += [f"{split}: {note}" for note in listing.notes]
+    named = {split: set(listing.class_names) - {None} for split, listing in listings.items()}
+    for split, own in named.items():
+        if own and named.get("train") and not own & named["train"]:
+            notes.append(f"{split}: has no class in common with train")
     unprintable = [name for name in classes if not _is_utf8(name)]
     if unprintable:
         raise DataError(f"{len(unprintable)} class names are not UTF-8, such as {unprintable[0]!a}; rename them")

@@ -72,7 +72,7 @@ def _read(paths: Sequence[Path], where: str, kind: str | None) -> tuple[list[Sha
     for path in paths:
         refuse_compressed(path)
         if path.suffix != ".tar":
-            raise DataError(f"{path}: is not a .tar")
+            raise DataError(f"{path}: is not a .tar; give one, or a pattern of many, such as '{path.parent}/*.tar'")
     files = OpenFiles(paths)
     shards: list[Shard] = []
     for number, path in enumerate(paths):

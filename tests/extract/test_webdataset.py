@@ -283,7 +283,7 @@ def test_images_alone_are_images_by_name(shard: Shards, tmp_path: Path) -> None:
 def test_other_files_among_shards(shard: Shards, tmp_path: Path) -> None:
     shard("x-0.tar", {"1.jpg": b"1", "1.cls": "1"})
     (tmp_path / "x-1.idx").touch()
-    with pytest.raises(DataError, match=r"x-1\.idx: is not a \.tar"):
+    with pytest.raises(DataError, match=r"x-1\.idx: is not a \.tar; give one, or a pattern of many, such as '.*/\*\.tar'"):
         load(f"{tmp_path}/x-*")
     (tmp_path / "y.tar.gz").touch()
     with pytest.raises(DataError, match="gunzip"):

@@ -67,7 +67,7 @@ def prepare(spec: ExtractSpec, echo: Echo = print, *, fetch: bool = True) -> Job
     except StoreNotFound:
         there = None
     echo(_announcement(spec, there))
-    data = load_data(spec.data, spec.labels)
+    data = load_data(spec.data, spec.labels, spec.only)
     for note in data.notes:
         echo(note)
     model = pick_model(spec, there)

@@ -1,4 +1,4 @@
-"""Labels of a flat folder, from a CSV file."""
+"""Class names of images: from a CSV file, or from labels that are integers or names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from .errors import DataError
 
 _HEADER = ["file", "label"]
+_DIGITS = 5
 
 
 def label_table(table: Path | None, files: Sequence[str]) -> tuple[list[str | None], list[str]]:
@@ -44,3 +45,29 @@ def label_table(table: Path | None, files: Sequence[str]) -> tuple[list[str | No
     without = sum(labels.get(name) is None for name in files)
     notes += [f"{without} of {len(files)} images have no label in {table}"] if without else []
     return [labels.get(name) for name in files], notes
+
+
+def class_names(labels: Sequence[int | str | None], where: str) -> tuple[list[str | None], list[str]]:
+    """Class names of labels that are all integers or all names, and what people should know about them.
+
+    An integer becomes five digits (``00007``), the same in every split and data set, so that classes, which are sorted as text,
+    are sorted by number. No label is None, -1, or an empty name.
+
+    Raises:
+        DataError: integers and names are mixed, or an integer has no five digits.
+    """
+    kept = [None if label == -1 or (isinstance(label, str) and not label.strip()) else label for label in labels]
+    integers = {label for label in kept if isinstance(label, int)}
+    texts = {label for label in kept if isinstance(label, str)}
+    if integers and texts:
+        raise DataError(f"{where}: labels are integers ({min(integers)}) and names ({min(texts)!r}); use one kind")
+    if integers and (min(integers) < 0 or max(integers) >= 10**_DIGITS):
+        wrong = min(integers) if min(integers) < 0 else max(integers)
+        raise DataError(f"{where}: the label {wrong} is not between 0 and {10**_DIGITS - 1} (-1 for none); use names")
+    name = {label: f"{label:0{_DIGITS}d}" for label in integers} | {text: text for text in texts}  # one object a class
+    without = sum(label is None for label in kept)
+    notes = ["no labels"] if without == len(kept) else []
+    notes += [f"{without} of {len(kept)} images have no label"] if 0 < without < len(kept) else []
+    first = min(integers, default=0)
+    notes += [f"labels are integers: their classes are called {first:0{_DIGITS}d} and so on"] if integers else []
+    return [None if label is None else name[label] for label in kept], notes

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from .images import SUFFIXES
 
@@ -29,10 +29,25 @@ class Listing:
     notes: Sequence[str] = ()
 
 
+def named_split(text: str) -> tuple[str | None, str]:
+    """``split=rest`` taken apart; (None, text) if there is no split before it, or a file has the whole as its name."""
+    name, equals, rest = text.partition("=")
+    named = equals and is_split_name(name) and not Path(text).exists()
+    return (name, rest) if named else (None, text)
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a split can be called so, non-ASCII letters apart, which are refused by name."""
+    return name.replace("-", "").replace("_", "").isalnum()
+
+
 def only_images(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names with the suffix of an image, and notes that count the others."""
     images = [name for name in names if name.lower().endswith(SUFFIXES)]
     others = Counter(PurePosixPath(name).suffix or "no suffix" for name in names if not name.lower().endswith(SUFFIXES))
-    others.pop(".csv", None)
-    notes = [f"{n} files ({suffix}) are not images and are ignored" for suffix, n in sorted(others.items())]
-    return images, notes
+    return images, ignored_files(others)
+
+
+def ignored_files(counts: Mapping[str, int]) -> list[str]:
+    """Notes about files that are no images, by suffix; tables of labels have notes of their own."""
+    return [f"{n} files ({suffix}) are not images and are ignored" for suffix, n in sorted(counts.items()) if suffix != ".csv"]

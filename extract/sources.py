@@ -1,4 +1,4 @@
-"""Where images come from: folders, tar archives and the bundled digits, listed into splits.
+"""Where images come from, listed into splits; ``docs/data.md`` says what each source becomes.
 
 Listing finds every image's id and class name; reading gives the bytes of one file. The id is ``class/file`` below the
 split's folder, the same for class folders and for a tar of them.
@@ -6,24 +6,32 @@ split's folder, the same for class folders and for a tar of them.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..store import NO_LABEL, row_order
+from .archive import refuse_compressed
+from .digits import DIGITS, list_digits
 from .errors import DataError
+from .fine_grained import COUNTS, list_fine_grained
 from .folders import check_nothing_outside, list_folder, split_folders
+from .hugging_face import list_hugging_face
 from .images import SUFFIXES
-from .listing import SPLITS, Listing
-from .tars import list_tar, list_tar_splits, refuse_compressed
+from .listing import SPLITS, Listing, is_split_name, named_split
+from .manifest import list_manifest
+from .patterns import is_pattern, matching_files, refuse_mixed_splits
+from .subsets import restrict
+from .tars import FOLDERS, SAMPLES, list_tar_splits, list_tars
+from .torchvision_sets import list_torchvision
 
-DIGITS = "digits"
+__all__ = ["DIGITS", "DataSet", "SplitData", "load_data"]
+
 ALL = "all"
 _SHOWN = 3
 
@@ -65,28 +73,28 @@ class DataSet:
         return DataSet(splits, list(classes), self.notes)
 
 
-def load_data(sources: Sequence[str], labels: Path | None = None) -> DataSet:
+def load_data(sources: Sequence[str], labels: Path | None = None, only: Sequence[str] = ()) -> DataSet:
     """List images.
 
     Args:
-        sources: ``digits``; a folder or an uncompressed tar; or ``split=`` one of these, several times.
+        sources: ``digits``; a folder or an uncompressed tar; a pattern of tars; a manifest; or ``split=`` one of these,
+            several times.
         labels: CSV with a line ``file,label`` per image of a flat folder.
+        only: files of ids, see :func:`diffssl.extract.subsets.restrict`; everything by default.
 
     Raises:
         DataError: with what is wrong and the way out.
     """
     listings: dict[str, Listing] = {}
-    if labels and all(source == DIGITS and not Path(source).exists() for source in sources):
-        raise DataError(f"--labels {labels} is for a flat folder of images; the digits have labels of their own")
     for source in sources:
-        name, equals, rest = source.partition("=")
-        named = equals and name.replace("-", "").replace("_", "").isalnum() and not Path(source).exists()
-        found = {name: _one_split(Path(rest), labels)} if named else _all_splits(source, labels)
+        name, rest = named_split(source)
+        found = _splits(rest, labels)
+        found = found if name is None else _named(name, found, rest)
         twice = found.keys() & listings.keys()
         if twice:
             raise DataError(f"the split {min(twice)!r} is given twice, by {' and '.join(sources)}")
         listings |= found
-    return _assemble(listings)
+    return _assemble(restrict(listings, only))
 
 
 def _assemble(listings: Mapping[str, Listing]) -> DataSet:
@@ -95,7 +103,7 @@ def _assemble(listings: Mapping[str, Listing]) -> DataSet:
     splits: dict[str, SplitData] = {}
     notes: list[str] = []
     for split, listing in listings.items():
-        if not split.isascii() or split in ("journal", ""):
+        if not split.isascii() or not is_split_name(split) or split == "journal":
             raise DataError(f"{split!r} cannot be the name of a split; use letters, digits, - and _")
         _check_ids(split, listing.ids)
         order = row_order(listing.ids)
@@ -104,6 +112,13 @@ def _assemble(listings: Mapping[str, Listing]) -> DataSet:
         ids = np.array([listing.ids[i] for i in order], dtype=object)
         splits[split] = SplitData(ids, labels, _in_row_order(listing.read, order))
         notes += [f"{split}: {note}" for note in listing.notes]
+    named = {split: set(listing.class_names) - {None} for split, listing in listings.items()}
+    for split, own in named.items():
+        if own and named.get("train") and not own & named["train"]:
+            notes.append(f"{split}: has no class in common with train")
+    unprintable = [name for name in classes if not _is_utf8(name)]
+    if unprintable:
+        raise DataError(f"{len(unprintable)} class names are not UTF-8, such as {unprintable[0]!a}; rename them")
     return DataSet(splits, classes, notes)
 
 
@@ -131,60 +146,83 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _all_splits(source: str, labels: Path | None) -> dict[str, Listing]:
-    """Splits of a source that is not named ``split=``."""
+def _splits(source: str, labels: Path | None) -> dict[str, Listing]:
+    """The splits of one source, without a name given before it."""
     path = Path(source)
-    if source == DIGITS and not path.exists():
-        return {ALL: _digits()}
+    kind, colon, rest = source.partition(":")
     if path.is_dir():
-        splits = _splits_of_root(path)
-        if splits and labels:
-            raise DataError(f"{path}: has splits; --labels is for a flat folder of images, as --data train=… --labels …")
-        if splits:
-            return {name: _one_split(part, None) for name, part in splits.items()}
-    elif path.suffix == ".tar" and path.is_file() and not labels:
-        return list_tar_splits(path)
-    return {ALL: _one_split(path, labels)}
+        return _splits_of_folder(path, labels)
+    if labels and (path.exists() or source == DIGITS or kind in _KINDS or is_pattern(source)):
+        raise DataError(f"{source}: has labels of its own or none; --labels {labels} is for a flat folder of images")
+    if path.exists():
+        return _splits_of_file(path)
+    if source == DIGITS:
+        return {ALL: list_digits()}
+    if colon and kind in _KINDS:
+        return _KINDS[kind](rest)
+    if is_pattern(source):
+        return {ALL: list_tars(_matching_tars(source), source)}
+    kinds = ", ".join(f"{name}:…" for name in _KINDS)
+    raise DataError(
+        f"{path}: there is no such folder or tar; --data takes a folder, a .tar, a pattern of them (train-{{000..146}}.tar), a "
+        f".jsonl, {DIGITS!r}, {kinds}, or split=one"
+    )
 
 
-def _splits_of_root(root: Path) -> dict[str, Path]:
+def _named(split: str, found: Mapping[str, Listing], source: str) -> dict[str, Listing]:
+    """The part of a source that is to be called ``split``: all of it, or the one of its splits that has the name."""
+    if split in found:
+        return {split: found[split]}
+    if len(found) > 1:
+        raise DataError(f"{source}: has the splits {', '.join(found)} of its own, and none that is called {split!r}")
+    ((own, listing),) = found.items()
+    notes = [] if own == ALL else [f"is the split {own!r} of {source}, the only one there"]
+    return {split: replace(listing, notes=[*notes, *listing.notes])}
+
+
+def _splits_of_folder(root: Path, labels: Path | None) -> dict[str, Listing]:
     tars = {name: root / f"{name}.tar" for name in SPLITS if (root / f"{name}.tar").is_file()}
     folders = split_folders(root)
     both = tars.keys() & folders.keys()
     if both:
         raise DataError(f"{root}: has both {min(both)}/ and {min(both)}.tar; name one, as --data {min(both)}=…")
     splits = dict(sorted({**tars, **folders}.items()))
-    if splits:
-        check_nothing_outside(root, splits)
+    if not splits:
+        return {ALL: list_folder(root, labels)}
+    check_nothing_outside(root, splits)
+    if labels:
+        raise DataError(f"{root}: has splits; --labels is for a flat folder of images, as --data train=… --labels …")
+    return {name: list_tars([path], str(path)) if name in tars else list_folder(path, None) for name, path in splits.items()}
+
+
+def _splits_of_file(path: Path) -> dict[str, Listing]:
+    refuse_compressed(path)
+    if path.suffix == ".jsonl":
+        return list_manifest(path)
+    if path.suffix != ".tar":
+        raise DataError(f"{path}: is neither a folder nor a .tar, nor a manifest (.jsonl)")
+    return list_tar_splits(path)
+
+
+def _tars(kind: str) -> Callable[[str], dict[str, Listing]]:
+    def splits(source: str) -> dict[str, Listing]:
+        paths = _matching_tars(source) if is_pattern(source) else [Path(source)]
+        return {ALL: list_tars(paths, source, kind)}
+
     return splits
 
 
-def _one_split(path: Path, labels: Path | None) -> Listing:
-    if path.is_dir():
-        return list_folder(path, labels)
-    if not path.exists():
-        raise DataError(f"{path}: there is no such folder or tar; --data takes a folder, a .tar, {DIGITS!r}, or split=one")
-    refuse_compressed(path)
-    if path.suffix != ".tar":
-        raise DataError(f"{path}: is neither a folder nor a .tar")
-    if labels:
-        raise DataError(f"{path}: labels come from the class folders in the tar; --labels is for a flat folder of images")
-    return list_tar(path)
+def _matching_tars(pattern: str) -> list[Path]:
+    paths = matching_files(pattern)
+    refuse_mixed_splits(pattern, paths)
+    return paths
 
 
-def _digits() -> Listing:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, as PNG."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)
-    names = [str(int(digit)) for digit in data.target]
-
-    contents = [_png(image) for image in images]
-    return Listing([f"{name}/{i:04d}" for i, name in enumerate(names)], names, contents.__getitem__)
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, format="PNG")
-    return content.getvalue()
+# What is written before a source to say what it is.
+_KINDS: Mapping[str, Callable[[str], dict[str, Listing]]] = {
+    SAMPLES: _tars(SAMPLES),
+    FOLDERS: _tars(FOLDERS),
+    "hf": list_hugging_face,
+    "torchvision": list_torchvision,
+    **{name: partial(list_fine_grained, name) for name in COUNTS},
+}

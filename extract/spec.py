@@ -24,6 +24,7 @@ class ExtractSpec:
         pools: sides of pooled maps, or ``"full"``.
         data: sources of images, see :func:`diffssl.extract.sources.load_data`.
         labels: CSV of labels for a flat folder.
+        only: files of ids, ``FILE`` or ``split=FILE``, see :func:`diffssl.extract.subsets.restrict`; empty for all images.
         model: name of a bundled or published model; the bundled one by default.
         checkpoint, model_config: files of a user's own model instead; both or neither.
         condition: for class-conditional models.
@@ -49,6 +50,7 @@ class ExtractSpec:
     pools: Sequence[int | str] = (1,)
     data: Sequence[str] = (DIGITS,)
     labels: Path | None = None
+    only: Sequence[str] = ()
     model: str | None = None
     checkpoint: Path | None = None
     model_config: Path | None = None

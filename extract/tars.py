@@ -1,124 +1,122 @@
-"""Images in uncompressed tars: listed by the headers, read in place by offset, never unpacked."""
+"""Images in uncompressed tars: class folders, or WebDataset samples; one tar, or many that are parts of one split."""
 
 from __future__ import annotations
 
-import os
-import tarfile
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
-
+from .archive import OpenFiles, read_headers, refuse_compressed
 from .errors import DataError
 from .images import SUFFIXES
-from .listing import SPLITS, Listing, only_images
+from .listing import SPLITS, Listing, ignored_files
+from .webdataset import Shard, are_samples, in_shards, list_samples, read_shard
 
-_UNCOMPRESS = {".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".tbz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
-
-
-@dataclass(frozen=True)
-class _Member:
-    """An image of a tar: its name in the split, and where its bytes are."""
-
-    name: str
-    offset: int
-    size: int
+FOLDERS, SAMPLES = "tar", "wds"  # how tars can be read, as it is written before their names
 
 
-def refuse_compressed(path: Path) -> None:
-    """Raise ``DataError`` for an archive that cannot be read in place."""
-    tool = _UNCOMPRESS.get(path.suffix)
-    if tool:
-        raise DataError(
-            f"{path}: compressed archives cannot be read in place; uncompress it once ({tool} {path}) and give the .tar"
-        )
+def list_tars(paths: Sequence[Path], where: str, kind: str | None = None) -> Listing:
+    """Tars that are one split.
 
+    Args:
+        paths: of the tars.
+        where: what was given, for messages.
+        kind: ``"tar"`` for class folders, ``"wds"`` for WebDataset samples, None to see what they are.
 
-def list_tar(path: Path) -> Listing:
-    """A tar that is one split. Raises ``DataError``."""
-    members, notes = _members(path)
-    members, more = _without_common_folder(path, members)
-    return _listing(path, members, notes + more)
+    Raises:
+        DataError: with what is wrong and the way out.
+    """
+    shards, files, samples = _read(paths, where, kind)
+    if samples:
+        return list_samples(shards, files, where)
+    shards, notes = _without_common_folder(shards, where)
+    return _listing(shards, files, where, notes + _others(shards))
 
 
 def list_tar_splits(path: Path) -> dict[str, Listing]:
     """Splits inside one tar: top folders named train, val, test; else the one split "all". Raises ``DataError``."""
-    members, notes = _members(path)
-    if members[0].name.split("/", 1)[0] not in SPLITS:
-        members, more = _without_common_folder(path, members)
+    shards, files, samples = _read([path], str(path), None)
+    tops = {name.split("/", 1)[0] for name in shards[0].names}
+    if samples:
+        own = sorted(tops & set(SPLITS))
+        if len(own) > 1:
+            raise DataError(
+                f"{path}: has WebDataset samples in its folders {' and '.join(own)}; make a tar of each, or write wds:{path} "
+                "for one split of all"
+            )
+        return {"all": list_samples(shards, files, str(path))}
+    notes = _others(shards)
+    if not tops & set(SPLITS):
+        shards, more = _without_common_folder(shards, str(path))
         notes += more
-    by_split: dict[str, list[_Member]] = {}
+    shard = shards[0]
+    by_split: dict[str, list[int]] = {}
     stray: list[str] = []
-    for member in members:
-        top, _, rest = member.name.partition("/")
+    for i, name in enumerate(shard.names):
+        top, _, rest = name.partition("/")
         if top in SPLITS and "/" in rest:
-            by_split.setdefault(top, []).append(_Member(rest, member.offset, member.size))
+            by_split.setdefault(top, []).append(i)
         else:
-            stray.append(member.name)
+            stray.append(name)
     if not by_split:
-        return {"all": _listing(path, members, notes)}
+        return {"all": _listing(shards, files, str(path), notes)}
     if stray:
         raise DataError(f"{path}: has images outside its folders train, val and test (such as {stray[0]!r})")
-    return {split: _listing(path, own, notes) for split, own in sorted(by_split.items())}
+    parts = {split: _below(shard, rows) for split, rows in sorted(by_split.items())}
+    return {split: _listing([part], files, str(path), notes) for split, part in parts.items()}
 
 
-def _members(path: Path) -> tuple[list[_Member], list[str]]:
-    """The images of a tar, and notes about what else is in it."""
-    found: list[_Member] = []
-    others: list[str] = []
-    try:
-        with tarfile.open(path, mode="r:") as archive:
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if member.isdir() or _hidden(name):
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise DataError(f"{path}: {name!r} is a link or a special file; archive the images themselves")
-                if name.lower().endswith(SUFFIXES):
-                    found.append(_Member(name, member.offset_data, member.size))
-                else:
-                    others.append(name)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: is not an uncompressed tar, or is damaged ({error})") from error
-    if not found:
-        raise DataError(f"{path}: no images found; known suffixes are {', '.join(SUFFIXES)}")
-    return found, only_images(others)[1]
+def _read(paths: Sequence[Path], where: str, kind: str | None) -> tuple[list[Shard], OpenFiles, bool]:
+    """The images of tars, files to read them from, and whether they are WebDataset samples."""
+    for path in paths:
+        refuse_compressed(path)
+        if path.suffix != ".tar":
+            raise DataError(f"{path}: is not a .tar; give one, or a pattern of many, such as '{path.parent}/*.tar'")
+    files = OpenFiles(paths)
+    shards: list[Shard] = []
+    for number, path in enumerate(paths):
+        files.remember(number)
+        shards.append(read_shard(path, read_headers(path), files, number, labelled=kind != FOLDERS))
+    if not any(shard.names for shard in shards):
+        raise DataError(f"{where}: no images found; known suffixes are {', '.join(SUFFIXES)}")
+    return shards, files, kind == SAMPLES or (kind is None and are_samples(shards, where))
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in PurePosixPath(name).parts)
+def _others(shards: Sequence[Shard]) -> list[str]:
+    """Notes about the files that are no images."""
+    others: Counter[str] = Counter()
+    for shard in shards:
+        for suffix, count in shard.others.items():
+            others[suffix if suffix == "no suffix" else f".{suffix.rpartition('.')[2]}"] += count
+    return ignored_files(others)
 
 
-def _without_common_folder(path: Path, members: list[_Member]) -> tuple[list[_Member], list[str]]:
-    """Members named below the one folder above all class folders, if there is one, and a note that says so.
+def _below(shard: Shard, rows: Sequence[int]) -> Shard:
+    """Some images of a shard, named below their top folder."""
+    names = [shard.names[i].split("/", 1)[1] for i in rows]
+    return replace(shard, names=names, spans=shard.spans[list(rows)])
+
+
+def _without_common_folder(shards: list[Shard], where: str) -> tuple[list[Shard], list[str]]:
+    """Images named below the one folder above all class folders, if there is one, and a note that says so.
 
     ``train/airplane/1.jpg`` becomes ``airplane/1.jpg``, so that a tar of a folder has the ids of the folder.
     """
-    tops = {member.name.split("/", 1)[0] for member in members}
-    if len(tops) > 1 or any(member.name.count("/") < 2 for member in members):
-        return members, []
-    (top,) = tops
-    below = [_Member(member.name.split("/", 1)[1], member.offset, member.size) for member in members]
-    return below, [f"ids are the names below {top}/ in {path.name}"]
+    tops = {name.split("/", 1)[0] for shard in shards for name in shard.names}
+    if len(tops) > 1 or any(name.count("/") < 2 for shard in shards for name in shard.names):
+        return shards, []
+    below = [_below(shard, range(len(shard.names))) for shard in shards]
+    return below, [f"ids are the names below {min(tops)}/ in {Path(where).name}"]
 
 
-def _listing(path: Path, members: Sequence[_Member], notes: Sequence[str]) -> Listing:
-    names = [member.name for member in members]
+def _listing(shards: Sequence[Shard], files: OpenFiles, where: str, notes: Sequence[str]) -> Listing:
+    names = [name for shard in shards for name in shard.names]
     flat = [name for name in names if "/" not in name]
     if flat and len(flat) < len(names):
-        raise DataError(f"{path}: has images beside class folders (such as {flat[0]!r}, {len(flat)} in all)")
+        raise DataError(f"{where}: has images beside class folders (such as {flat[0]!r}, {len(flat)} in all)")
     if flat:
         notes = [*notes, "no labels: they come from class folders in the tar, never from a table in it"]
-    classes: list[str | None] = [None if flat else name.split("/", 1)[0] for name in names]
-    spans = np.array([(member.offset, member.size) for member in members], dtype=np.int64)
-    descriptor = os.open(path, os.O_RDONLY)  # one for all threads: pread has no position
-
-    def read(i: int) -> bytes:
-        offset, size = int(spans[i, 0]), int(spans[i, 1])
-        content = os.pread(descriptor, size, offset)
-        if len(content) != size:
-            raise OSError(f"{path}: {names[i]} was cut short ({len(content)} of {size} bytes)")
-        return content
-
-    return Listing(names, classes, read, notes)
+    folders = {name: name for name in {name.split("/", 1)[0] for name in names}}  # one object a class
+    classes = [None if flat else folders[name.split("/", 1)[0]] for name in names]
+    return Listing(names, classes, in_shards(shards, files), notes)

@@ -207,7 +207,9 @@ def test_every_import_is_a_requirement() -> None:
         "google_crc32c": "google-crc32c",
         "distributed": "dask",  # dask[distributed]
     }
-    required = {re.split(r"[\s\[<>=]", line)[0] for line in lines(setup()["options"]["install_requires"])}
+    extras = "\n".join(setup()["options.extras_require"][extra] for extra in ("hf", "torchvision"))
+    every = lines(setup()["options"]["install_requires"]) + lines(extras)
+    required = {re.split(r"[\s\[<>=]", line)[0] for line in every}
     outside = set().union(*(roots(path) for path in SOURCES)) - {"diffssl"} - sys.stdlib_module_names
     outside = {names.get(root, root) for root in outside}
     assert outside - required == {"obstore"}  # store/location.py says what to install where it is missing

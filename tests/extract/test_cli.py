@@ -217,6 +217,8 @@ def test_bad_options(
         (["--condition", "5"], "not class-conditional"),
         (["--condition", "²"], "not class-conditional"),
         (["--labels", "mine.csv"], "--labels"),
+        (["--only", "nowhere.txt"], "--only nowhere.txt: cannot be read"),
+        (["--only", "thesis.txt"], "--only thesis.txt: 1 of 1 lines are no id in all, such as 'x'"),
         (["--batch-size", "32", "--row-block", "16"], "--batch-size 32"),
         (["--noise", "none", "--seed", "4"], "--seed 4"),
         (["--store", "thesis.txt"], "thesis.txt"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from diffssl.extract import DataError
-from diffssl.extract.labels import label_table
+from diffssl.extract.labels import class_names, label_table
 
 FILES = ["a.png", "b.png", "ç.png"]
 
@@ -93,3 +93,45 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
         label_table(tmp_path / "nowhere.csv", FILES)
     with pytest.raises(DataError, match="cannot be read"):
         label_table(tmp_path, FILES)
+
+
+# --- integers and names
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([0, 7, 12, 99999], ["00000", "00007", "00012", "99999"]),
+        (["cat", "7", "cat"], ["cat", "7", "cat"]),
+        ([3, None, -1], ["00003", None, None]),
+        (["cat", "", "  ", None], ["cat", None, None, None]),
+        ([None, None], [None, None]),
+    ],
+    ids=str,
+)
+def test_class_names(labels: list[int | str | None], names: list[str | None]) -> None:
+    found, notes = class_names(labels, "x.json")
+    assert found == names
+    without = names.count(None)
+    assert any("no label" in note for note in notes) == bool(without)
+    assert any(f"{without} of {len(names)} images" in note for note in notes) == (0 < without < len(names))
+
+
+def test_names_of_integers_do_not_depend_on_the_others() -> None:
+    assert class_names([7], "x")[0] == class_names([7, 12345], "y")[0][:1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, "cat"], r"integers \(1\) and names \('cat'\)"),
+        ([1, "2"], "names"),
+        ([-2], "-2 is not between 0 and 99999"),
+        ([100000], "100000"),
+    ],
+    ids=str,
+)
+def test_labels_that_do_not_fit_together(labels: list[int | str | None], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        class_names(labels, "x.json")
+    assert str(caught.value).startswith("x.json: ")

@@ -129,6 +129,33 @@ def test_named_splits(tmp_path: Path, write_images: Write, make_tar: MakeTar) ->
     assert listed(data) == {"train": {"cat/1.png": "cat", "dog/2.png": "dog"}, "my-test_2": {"dog/3.png": "dog"}}
 
 
+def test_a_split_of_a_source_that_has_several(tmp_path: Path, write_images: Write, make_tar: MakeTar) -> None:
+    """By its name; a root of splits is never taken for class folders called train and test."""
+    write_images(tmp_path / "root", SPLITS)
+    tar = make_tar(tmp_path / "root.tar", tmp_path / "root", SPLITS)
+    for root in (tmp_path / "root", tar):
+        assert listed(load(f"val={root}")) == {"val": {"dog/3.png": "dog"}}
+        assert listed(load(f"test={root}", f"train={root}")) == {name: listed(load(root))[name] for name in ("test", "train")}
+        with pytest.raises(DataError, match="has the splits test, train, val of its own, and none that is called 'dev'"):
+            load(f"dev={root}")
+
+
+def test_the_only_split_of_a_source_by_another_name(tmp_path: Path, write_images: Write, make_tar: MakeTar) -> None:
+    write_images(tmp_path, ["test/cat/1.png"])
+    tar = make_tar(tmp_path / "x.tar", tmp_path, ["test/cat/1.png"])
+    data = load(f"val={tar}")
+    assert listed(data) == {"val": {"cat/1.png": "cat"}}
+    assert f"val: is the split 'test' of {tar}, the only one there" in data.notes
+    assert listed(load("test=digits")).keys() == {"test"}
+
+
+def test_splits_without_a_class_in_common(tmp_path: Path, write_images: Write) -> None:
+    """Such as names in one and numbers in the other."""
+    write_images(tmp_path, ["a/n01/1.png", "b/0/1.png", "c/n01/1.png", "d/1.png"])
+    data = load(*(f"{split}={tmp_path / name}" for split, name in zip(("train", "val", "test", "more"), "abcd", strict=True)))
+    assert [note for note in data.notes if "in common" in note] == ["val: has no class in common with train"]
+
+
 def test_a_folder_with_an_equals_sign(tmp_path: Path, write_images: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "t=5", ["cat/1.png"])
     monkeypatch.chdir(tmp_path)

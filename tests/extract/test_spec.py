@@ -16,6 +16,7 @@ def test_defaults() -> None:
     spec = ExtractSpec(**MINIMAL)
     assert spec.pools == (1,)
     assert spec.data == ("digits",)
+    assert spec.only == ()
     assert spec.store == Path("feats.zarr")
     assert spec.draws == 1
     unset = ("labels", "model", "checkpoint", "condition", "seed", "noise", "limit", "batch_size", "dtype", "row_block")

@@ -15,13 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
 
 from ..store import FeatureStore
+from ..store.location import is_url
 from .errors import ExtractError
 from .job import Echo, Job, compute, load_backbone, open_store, prepare
+from .listing import named_split
+from .sources import is_absolute
 from .spec import ExtractSpec
 
 if TYPE_CHECKING:
@@ -98,6 +102,17 @@ def connect(address: str) -> Iterator[Client]:
                 f"here it is {version('diffssl')}"
             )
         yield client
+
+
+def for_other_folders(spec: ExtractSpec) -> ExtractSpec:
+    """The same extraction from any working folder. Raises ``ExtractError`` for relative sources of images."""
+    relative = [source for source in spec.data if not is_absolute(source)]
+    if relative:
+        raise ExtractError(f"--dask: workers run in folders of their own; give --data as a full path, not {relative[0]!r}")
+    paths = {name: value.absolute() for name in ("labels", "checkpoint", "model_config") if (value := getattr(spec, name))}
+    named = [named_split(text) for text in spec.only]
+    only = [str(Path(file).absolute()) if split is None else f"{split}={Path(file).absolute()}" for split, file in named]
+    return replace(spec, only=only, store=spec.store if is_url(spec.store) else Path(spec.store).absolute(), **paths)
 
 
 def compute_on_cluster(job: Job, client: Client, progress: Callable[[int], object], echo: Echo) -> Timings:

@@ -99,8 +99,10 @@ def _here(job: Job, echo: Echo, line: str) -> tuple[FeatureStore, Timings]:
 
 def _on_cluster(job: Job, echo: Echo, workers: int | None, dask: str | None) -> tuple[FeatureStore, Timings]:
     """Compute in processes of this machine or of a running Dask cluster."""
-    from .cluster import compute_on_cluster, connect, local_cluster
+    from .cluster import compute_on_cluster, connect, for_other_folders, local_cluster
 
+    if dask is not None:
+        job = replace(job, spec=for_other_folders(job.spec))
     cluster = local_cluster(workers, job.spec.device) if workers else connect(str(dask))
     with cluster as client, progress_bar(job.plan.forwards, " images", _LABEL) as bar:
         timings = compute_on_cluster(job, client, bar.update, echo)

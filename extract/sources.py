@@ -97,6 +97,13 @@ def load_data(sources: Sequence[str], labels: Path | None = None, only: Sequence
     return _assemble(restrict(listings, only))
 
 
+def is_absolute(source: str) -> bool:
+    """Whether a source means the same from any working folder."""
+    _, rest = named_split(source)
+    kind, _, tail = rest.partition(":")
+    return rest == DIGITS or kind == "torchvision" or Path(tail if kind in _KINDS else rest).is_absolute()
+
+
 def _assemble(listings: Mapping[str, Listing]) -> DataSet:
     classes = sorted({name for listing in listings.values() for name in listing.class_names if name is not None})
     index = {name: number for number, name in enumerate(classes)}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from diffssl.extract import ExtractError, ExtractSpec, extract
-from diffssl.extract.cluster import compute_on_cluster, connect, local_cluster
+from diffssl.extract.cluster import compute_on_cluster, connect, for_other_folders, local_cluster
 from diffssl.extract.job import prepare
 from diffssl.extract.spec import parse_part
 from diffssl.store import FeatureStore, NotFinite
@@ -220,6 +220,18 @@ def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ExtractError, match="there is no Dask scheduler at tcp"), connect(address):
             pass
+
+
+def test_paths_mean_the_same_to_workers_elsewhere(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = for_other_folders(make_spec(store="feats.zarr", data=("digits",), labels=Path("labels.csv")))
+    assert (spec.store, spec.labels) == (tmp_path / "feats.zarr", tmp_path / "labels.csv")
+    assert for_other_folders(make_spec(store="s3://bucket/feats.zarr")).store == "s3://bucket/feats.zarr"
+    for data in ("photos", "train=photos", "cub:CUB_200_2011"):
+        with pytest.raises(ExtractError, match="full path"):
+            for_other_folders(make_spec(data=(data,)))
+    for data in ("/photos", "train=/photos", "cub:/CUB_200_2011", "digits"):
+        assert for_other_folders(make_spec(data=(data,))).data == (data,)
 
 
 def test_a_cluster_is_used_by_its_address(client: Client, make_spec: MakeSpec) -> None:

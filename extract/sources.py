@@ -140,8 +140,8 @@ def _check_ids(split: str, ids: Sequence[str]) -> None:
     if bad:
         shown = ", ".join(ascii(name) for name in bad[:_SHOWN])
         raise DataError(f"{split}: {len(bad)} file names are not UTF-8 (such as {shown}); rename them")
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
+    if len(set(ids)) < len(ids):
+        twice = [name for name, count in Counter(ids).items() if count > 1]
         raise DataError(f"{split}: {len(twice)} ids are there more than once, such as {twice[0]!r}; ids must be unique")
 
 

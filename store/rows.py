@@ -45,8 +45,10 @@ def row_order(ids: Sequence[str]) -> list[int]:
     Reading in row order is therefore shuffled reading, any prefix is a random sample of the split, and two stores
     of the same samples are aligned.
     """
-    keys = [(blake2b(name.encode(), digest_size=16, person=_ORDER).digest(), name) for name in ids]
-    return sorted(range(len(ids)), key=keys.__getitem__)
+    digests = b"".join([blake2b(name.encode(), digest_size=16, person=_ORDER).digest() for name in ids])
+    words = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
+    order: list[int] = np.lexsort((words[:, 1], words[:, 0])).tolist()
+    return order
 
 
 def ids_digest(ids: Iterable[str]) -> str:

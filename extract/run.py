@@ -27,6 +27,7 @@ from ..store import (
 )
 from ..store.create import check_header, check_split
 from ..store.describe import human_bytes
+from ..store.documents import missing_documents
 from ..store.header import read_header
 from ..store.journal import Commit
 from ..store.progress import progress_bar
@@ -115,10 +116,13 @@ def extract(spec: ExtractSpec, echo: Echo = print) -> FeatureStore:
         DiffsslError: see ``extract/errors.py`` and ``store/errors.py``; everything committed until then is kept.
     """
     job = prepare(spec, echo)
-    store = _compute(job, echo) if job.plan.work else job.store
+    documents = [] if job.plan.work or job.store is None else _missing_documents(job, job.store)
+    store = _compute(job, echo) if job.plan.work or documents else job.store
     assert store is not None
     _compare_rows(job, store, echo)
-    if not job.plan.work:
+    if documents:
+        echo(f"{len(documents)} documents were missing and are there again, such as {documents[0]}")
+    elif not job.plan.work:
         echo(f"nothing to do: {spec.store} has all {job.plan.units} units")
     _raise_limit(job, store)
     _report_bad(job, store, echo)
@@ -142,6 +146,11 @@ def _compute(job: Job, echo: Echo) -> FeatureStore:
     rate = job.plan.forwards / seconds
     echo(f"{job.plan.forwards} forward passes in {_clock(seconds)} ({rate:.4g} images/s): {timings}")
     return store
+
+
+def _missing_documents(job: Job, store: FeatureStore) -> list[str]:
+    """Documents that the store has lost of the wanted arrays, all of whose row blocks are committed."""
+    return [document for name in job.data.splits for document in missing_documents(store, name, job.keys)]
 
 
 def load_backbone(job: Job) -> ADM:

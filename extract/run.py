@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..store import FeatureStore, StorageFull, add_split
 from ..store.describe import human_bytes
+from ..store.documents import missing_documents
 from ..store.journal import Commit
 from ..store.location import open_storage
 from ..store.progress import progress_bar
@@ -59,6 +60,10 @@ def extract(spec: ExtractSpec, echo: Echo = print, *, workers: int | None = None
         store = _compute(job, echo, workers, dask)
     else:
         store = job.store
+        lost = [name for split in job.data.splits for name in missing_documents(store, split, keys_of(split, job.keys))]
+        if lost:
+            open_store(job, load_backbone(job))
+            echo(f"{len(lost)} documents were missing and are there again, such as {lost[0]}")
         share = f" of part {spec.part[0]}/{spec.part[1]}" if spec.part[1] > 1 else ""
         echo(f"nothing to do: {spec.store} has all {job.plan.units} units{share}")
     _compare_rows(job, store, echo)

@@ -1,18 +1,56 @@
-"""``diffssl-store``: what is in a store, how complete it is, and whether it is sound."""
+"""``diffssl-store``: what is in a store, how complete it is, whether it is sound, and what to do about it."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
 
-from .describe import describe, progress_table
+from .choice import Choice, choose
+from .describe import describe, human_bytes, progress_table
+from .drop import drop, plan_drop
 from .errors import DiffsslError
 from .feature_store import FeatureStore
+from .key import grids
 from .progress import progress_bar
+from .repair import repair
+from .selection import parse_blocks, parse_numbers, parse_pools
 from .verify import committed_shards, verify
 
 _STORE = click.argument("store", default="feats.zarr")
+_FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+class _List(click.ParamType[Any]):
+    """A click type from a function that reads a list."""
+
+    name = "list"
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text of the option."""
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _selection(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that a :class:`Choice` is made of."""
+    options = {
+        "--pools": (parse_pools, "Only these, as they are stored, or full."),
+        "--timesteps": (parse_numbers, "Only these, such as 10,90 or 10-500:20."),
+        "--blocks": (parse_blocks, "Only these, such as 18,24 or 1-37 or 19@8,24@full."),
+        "--splits": (lambda text: [name.strip() for name in text.split(",")], "Only these, such as train,test."),
+    }
+    for name, (parse, text) in options.items():
+        command = click.option(name, type=_List(parse), help=text)(command)
+    return command
 
 
 @click.group()
@@ -40,8 +78,8 @@ def status(store: str) -> None:
 @group.command("verify")
 @_STORE
 def verify_command(store: str) -> None:
-    """Read every chunk and name every damaged or missing row block; exit code 1 if there is one."""
-    opened = FeatureStore.open(store)
+    """Read every document and every chunk, name all that is damaged or missing; exit code 1 if there is something."""
+    opened = FeatureStore.open(store, tolerant=True)
     shards = len(committed_shards(opened))
     found = 0
     with progress_bar(shards, " shards", "verify") as bar:
@@ -50,6 +88,73 @@ def verify_command(store: str) -> None:
             bar.write(str(damage))
     click.echo(f"{shards} shards in {opened.journal.commits()} commits read: {found or 'no'} damaged")
     raise SystemExit(1 if found else 0)
+
+
+@group.command("repair")
+@_STORE
+@click.option("--bad", is_flag=True, help="Forget row blocks with samples left out too: their images were replaced.")
+def repair_command(store: str, bad: bool) -> None:
+    """Forget what is damaged or missing, so that the same extraction computes exactly that anew."""
+    done = repair(store, bad, click.echo)
+    if not done.forgotten and not done.mended and not done.failed:
+        click.echo(f"nothing to repair in {store}")
+        return
+    click.echo(f"{store}: {done.forgotten} forgotten, {done.mended} written anew, {len(done.failed)} left alone")
+    if done.failed:
+        click.echo("what is left alone could not be read, but may be sound: make it readable, or remove it, and repair again")
+    if done.forgotten:
+        commands = sorted(done.commands) or ["diffssl-extract, with the options that made the store"]
+        click.echo("compute what was forgotten with:\n  " + "\n  ".join(commands))
+    raise SystemExit(1 if done.failed else 0)
+
+
+@group.command("drop")
+@_STORE
+@_selection
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop_command(store: str, yes: bool, **selection: Any) -> None:
+    """Remove settings from a store, for good."""
+    choice = Choice(**selection)
+    if choice == Choice():
+        raise click.UsageError("say what to drop: --splits, --blocks, --timesteps or --pools")
+    opened = FeatureStore.open(store)
+    plan = plan_drop(opened, choice)
+    what = f"{plan.arrays} arrays, {len(plan.shards)} shards, {human_bytes(plan.bytes)}"
+    if not yes:
+        for split, keys in plan.keys.items():
+            click.echo("\n".join(f"{split}: {grid}" for grid in grids(keys)))
+        click.confirm(f"{what} will be removed from {store} for good. Go on?", abort=True)
+    drop(opened, plan)
+    click.echo(f"{what} removed from {store}")
+
+
+@group.command("export")
+@click.argument("store")
+@_FILE
+@_selection
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+def export_command(store: str, file: Path, force: bool, **selection: Any) -> None:
+    """Write settings that are complete to one HDF5 file, for other programs or to be imported again."""
+    from .hdf5 import export_hdf5
+
+    opened = FeatureStore.open(store)
+    keys = choose(opened, Choice(**selection), {split: opened.keys(split) for split in opened.splits})
+    export_hdf5(opened, file, keys, force=force)
+    arrays = sum(map(len, keys.values()))
+    click.echo(f"{arrays} arrays of {', '.join(keys)} written to {file} ({human_bytes(file.stat().st_size)})")
+
+
+@group.command("import")
+@_FILE
+@_STORE
+def import_command(file: Path, store: str) -> None:
+    """Make a store of an exported file, or add to a store what it lacks."""
+    from .hdf5_import import import_hdf5
+
+    written = import_hdf5(file, store, click.echo)
+    click.echo(
+        f"{written} commits written to {store}" if written else f"nothing to do: {store} has everything that is in {file}"
+    )
 
 
 def run(command: click.Command, stopped: str = "stopped") -> None:

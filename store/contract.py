@@ -43,6 +43,12 @@ class Storage(Protocol):
     def sync_folders(self, names: Iterable[str]) -> None:
         """Make files that were replaced survive a power failure."""
 
+    def remove(self, name: str) -> None:
+        """Remove a file; fine if there is none of this name."""
+
+    def prune(self, folder: str) -> None:
+        """Remove a folder and those above it as far as they are empty; storage without folders does nothing."""
+
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
 

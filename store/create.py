@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from .errors import IdentityMismatch, StoreError
+from .errors import CorruptStore, IdentityMismatch, StoreError
 from .feature_store import FeatureStore
-from .header import StoreHeader, read_header
+from .header import RESTORE, StoreHeader, read_header
 from .identity import Identity
 from .key import FeatureKey
-from .layout import JOURNAL, ROOT, feature_document, group_document, journal_document
+from .layout import JOURNAL, ROOT, feature_document, group_document, journal_document, split_document
 from .location import open_storage
 from .rows import ids_digest
 
@@ -75,11 +75,17 @@ def add_split(store: FeatureStore, split: str, ids: NDArray[np.object_], labels:
 
     Raises:
         IdentityMismatch: the store has this split with other ids.
+        CorruptStore: the store has lost the document of this split.
     """
     if ids.shape != labels.shape:
         raise ValueError(f"there must be one label an id, got {ids.shape} ids and {labels.shape} labels")
-    attributes = {"diffssl": {"data_id": ids_digest(ids), "rows": len(ids)}}
-    store.storage.create(f"{split}/{ROOT}", group_document(attributes))
+    document = f"{split}/{ROOT}"
+    # Of other samples, the commits would be taken for theirs. Asked twice: another writer may have just made the split.
+    if not store.storage.exists(document) and store.journal.names(split) and not store.storage.exists(document):
+        raise CorruptStore(
+            store.path, f"{split} has commits, but {document}, which says of which samples, is missing; {RESTORE}"
+        )
+    store.storage.create(document, split_document(ids_digest(ids), len(ids)))
     store.refresh()
     check_split(store, split, ids)
     for name, content in _row_files(ids, labels):

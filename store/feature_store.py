@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from .contract import Storage
 from .errors import CorruptStore, IncompleteFeatures, UnknownFeatures
-from .header import RESTORE, StoreHeader, read_document, read_header
+from .header import RESTORE, StoreHeader, own_attributes, read_header
 from .identity import Identity
 from .journal import Journal
 from .key import FeatureKey, grids
@@ -49,22 +50,32 @@ class FeatureStore:
     """An existing store. Open one with :meth:`open`; ``diffssl.store.create`` makes one.
 
     Readers never return rows that are not committed or whose checksums are wrong.
+
+    Attributes:
+        storage: where its files are.
+        header: what was fixed when it was created.
+        journal: its commits.
+        unreadable: documents of splits and commits that a tolerant store passed over -> what is wrong with them.
     """
 
-    def __init__(self, storage: Storage, header: StoreHeader) -> None:
+    def __init__(self, storage: Storage, header: StoreHeader, tolerant: bool = False) -> None:
         self.storage = storage
         self.header = header
-        self.journal = Journal(storage)
+        self.unreadable: dict[str, CorruptStore] = {}
+        self.journal = Journal(storage, self.unreadable if tolerant else None)
+        self._tolerant = tolerant
         self._labels: dict[str, NDArray[np.int32]] = {}
         self._splits: dict[str, tuple[str, int]] = {}
         self.refresh()
 
     @classmethod
-    def open(cls, path: Path | str) -> FeatureStore:
+    def open(cls, path: Path | str, *, tolerant: bool = False) -> FeatureStore:
         """Open a store.
 
         Args:
             path: a folder, or a string ``s3://bucket/prefix``, ``gs://…`` or ``az://…``.
+            tolerant: pass over documents of splits and commits that cannot be read, and list them in :attr:`unreadable`;
+                for what looks after a store.
 
         Raises:
             StoreNotFound: there is none at ``path``.
@@ -73,18 +84,18 @@ class FeatureStore:
             StoreError: object storage refuses, or does not answer.
         """
         storage = open_storage(path)
-        return cls(storage, read_header(storage))
+        return cls(storage, read_header(storage), tolerant)
 
     def refresh(self) -> None:
         """See what was committed since the store was opened, by any process."""
         for name in self.storage.folders(""):
             if name != JOURNAL and name not in self._splits and self.storage.exists(f"{name}/{ROOT}"):
-                attributes = read_document(self.storage, f"{name}/{ROOT}").get("attributes", {}).get("diffssl")
-                if attributes is not None:
-                    try:
-                        self._splits[name] = (attributes["data_id"], attributes["rows"])
-                    except (KeyError, TypeError) as error:
-                        raise CorruptStore(self.path, f"{name}/{ROOT} is damaged ({error!r}); {RESTORE}") from error
+                try:
+                    self._add_split(name)
+                except CorruptStore as error:
+                    if not self._tolerant:
+                        raise
+                    self.unreadable[f"{name}/{ROOT}"] = error
         self.journal.refresh(self._splits)
 
     @property
@@ -127,15 +138,19 @@ class FeatureStore:
 
     def arrays(self, split: str) -> list[FeatureKey]:
         """Settings of a split whose arrays were created, with commits or not, sorted."""
+        there = [key for key in self.folders(split) if self.storage.exists(f"{split}/features/{key.path}/{ROOT}")]
+        return sorted({*there, *self.keys(split)}, key=lambda key: key.order)
+
+    def folders(self, split: str) -> list[FeatureKey]:
+        """Settings of a split that have a folder, whatever is in it, sorted."""
         top = f"{split}/features"
-        paths = [
-            f"{block}/{pool}/{step}"
-            for block in self.storage.folders(top)
-            for pool in self.storage.folders(f"{top}/{block}")
-            for step in self.storage.folders(f"{top}/{block}/{pool}")
-            if self.storage.exists(f"{top}/{block}/{pool}/{step}/{ROOT}")
-        ]
-        return sorted({*map(FeatureKey.from_path, paths), *self.keys(split)}, key=lambda key: key.order)
+        keys = []
+        for block in self.storage.folders(top):
+            for pool in self.storage.folders(f"{top}/{block}"):
+                for step in self.storage.folders(f"{top}/{block}/{pool}"):
+                    with contextlib.suppress(ValueError):  # a folder of somebody else
+                        keys.append(FeatureKey.from_path(f"{block}/{pool}/{step}"))
+        return sorted(keys, key=lambda key: key.order)
 
     def labels(self, split: str) -> NDArray[np.int32]:
         """(n,) int32 labels of a split in row order, -1 for none. Raises ``CorruptStore``."""
@@ -329,18 +344,31 @@ class FeatureStore:
             return range(self.wanted_rows(keys, split))
         return range(*rows.indices(self.n_rows(split)))
 
+    def _add_split(self, name: str) -> None:
+        attributes = own_attributes(self.storage, f"{name}/{ROOT}")
+        if attributes is not None:
+            try:
+                self._splits[name] = (attributes["data_id"], attributes["rows"])
+            except KeyError as error:
+                raise CorruptStore(self.path, f"{name}/{ROOT} is damaged ({error!r}); {RESTORE}") from error
+
     def _split(self, split: str) -> tuple[str, int]:
         if split not in self._splits:
             known = ", ".join(self.splits) or "none yet"
             raise UnknownFeatures(self.path, f"there is no split {split!r}; the store has: {known}")
         return self._splits[split]
 
-    def _row_array(self, split: str, name: str) -> NDArray[Any]:
-        n_rows = self.n_rows(split)
+    def column(self, split: str, name: str) -> NDArray[Any]:
+        """(n,) values of ``rows/<name>`` as they are on disk, whether there is such a split or not. Raises ``CorruptStore``."""
         try:
             values = self.storage.read_array(f"{split}/rows/{name}")
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
             raise CorruptStore(self.path, f"{split}/rows/{name} cannot be read ({error}); {RESTORE}") from error
+        return values
+
+    def _row_array(self, split: str, name: str) -> NDArray[Any]:
+        n_rows = self.n_rows(split)
+        values = self.column(split, name)
         if values.shape != (n_rows,):
             raise CorruptStore(self.path, f"{split}/rows/{name} has shape {values.shape}, expected ({n_rows},)")
         return values

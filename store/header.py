@@ -12,9 +12,10 @@ from .contract import Storage
 from .errors import CorruptStore, StoreNotFound, UnsupportedFormat
 from .identity import Identity
 from .key import FeatureKey
-from .layout import FORMAT, ROOT, ArrayLayout, store_dtype
+from .layout import FORMAT, JOURNAL, ROOT, ArrayLayout, store_dtype
 
-RESTORE = "restore it from a copy, or remove the commits that name it and run the extraction again"
+RESTORE = "restore it from a copy, or forget it with 'diffssl-store repair' and run the extraction again"
+RESTORE_ROOT = "restore it from a copy; it is the one file that 'diffssl-store repair' cannot do without"
 
 
 @dataclass(frozen=True)
@@ -81,27 +82,65 @@ class StoreHeader:
 def read_header(storage: Storage) -> StoreHeader:
     """Read the root of a store. Raises ``StoreNotFound``, ``UnsupportedFormat`` or ``CorruptStore``."""
     try:
-        attributes = read_document(storage, ROOT).get("attributes", {}).get("diffssl")
+        content = storage.read(ROOT)
     except (FileNotFoundError, NotADirectoryError):
+        if storage.exists(f"{JOURNAL}/{ROOT}"):
+            raise CorruptStore(str(storage), f"{ROOT} is missing, but a store was here; {RESTORE_ROOT}") from None
         raise StoreNotFound(str(storage), "there is no feature store here; diffssl-extract makes one") from None
+    attributes = _own(str(storage), ROOT, _parse(str(storage), ROOT, content))
     if attributes is None:
         raise StoreNotFound(str(storage), "this is a Zarr group, but not a feature store; choose another --store")
+    try:
+        return parse_header(str(storage), attributes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptStore(str(storage), f"{ROOT} is damaged ({error!r}); {RESTORE_ROOT}") from error
+
+
+def parse_header(where: str, attributes: Mapping[str, Any]) -> StoreHeader:
+    """The header in attributes of a root that is at ``where``.
+
+    Raises:
+        UnsupportedFormat: a newer diffssl wrote it.
+        KeyError, TypeError, ValueError: it is damaged.
+    """
     if attributes.get("format") != FORMAT:
         raise UnsupportedFormat(
-            str(storage), f"the store has format {attributes.get('format')}, this diffssl reads {FORMAT}; upgrade diffssl"
+            where, f"the store has format {attributes.get('format')}, this diffssl reads {FORMAT}; upgrade diffssl"
         )
-    try:
-        return StoreHeader.from_json(attributes)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptStore(str(storage), f"{ROOT} is damaged ({error!r}); {RESTORE}") from error
+    return StoreHeader.from_json(attributes)
+
+
+def own_attributes(storage: Storage, name: str) -> dict[str, Any] | None:
+    """What diffssl keeps in the attributes of a group; None if it is somebody else's. Raises ``CorruptStore``."""
+    return _own(str(storage), name, read_document(storage, name))
 
 
 def read_document(storage: Storage, name: str) -> dict[str, Any]:
-    """A zarr.json as it is. Raises ``CorruptStore``, or ``FileNotFoundError``."""
+    """A zarr.json as it is. Raises ``CorruptStore``."""
     try:
-        document: dict[str, Any] = json.loads(storage.read(name))
+        content = storage.read(name)
+    except FileNotFoundError:
+        raise CorruptStore(str(storage), f"{name} is missing; {_advice(name)}") from None
+    return _parse(str(storage), name, content)
+
+
+def _own(where: str, name: str, document: Mapping[str, Any]) -> dict[str, Any] | None:
+    attributes = document.get("attributes", {})
+    own: dict[str, Any] | None = attributes.get("diffssl") if isinstance(attributes, dict) else None
+    if own is not None and not isinstance(own, dict):
+        raise CorruptStore(where, f"{name} is damaged; {_advice(name)}")
+    return own
+
+
+def _parse(where: str, name: str, content: bytes) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(content)
     except ValueError as error:
-        raise CorruptStore(str(storage), f"{name} is not JSON ({error}); {RESTORE}") from error
+        raise CorruptStore(where, f"{name} is not JSON ({error}); {_advice(name)}") from error
     if not isinstance(document, dict):
-        raise CorruptStore(str(storage), f"{name} is no zarr document; {RESTORE}")
+        raise CorruptStore(where, f"{name} is no zarr document; {_advice(name)}")
     return document
+
+
+def _advice(name: str) -> str:
+    return RESTORE_ROOT if name == ROOT else RESTORE

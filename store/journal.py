@@ -8,13 +8,14 @@ row block (two writers, or later settings); a shard is good if its checksum is i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from .contract import Storage
 from .errors import CorruptStore
+from .header import RESTORE
 from .identity import canonical_json, digest
 from .key import FeatureKey
 from .layout import JOURNAL
@@ -75,15 +76,22 @@ class Commit:
         return f"{JOURNAL}/{self.split}/{self.row_block:06d}-t{timestep}-{digest(self.to_json(), 8)}.json"
 
 
+def larger(limit: int | None, other: int | None) -> int | None:
+    """The larger of two limits; None is no limit."""
+    return None if limit is None or other is None else max(limit, other)
+
+
 class Journal:
     """All commits of a store, in memory, by split and array.
 
     Args:
         storage: of the store.
+        unreadable: where to put commits that cannot be read, by name; None to raise instead.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, unreadable: dict[str, CorruptStore] | None = None) -> None:
         self._storage = storage
+        self._unreadable = unreadable
         self._seen: set[str] = set()
         # split -> array path -> row block -> for each of its shards, the checksums it may have
         self._checksums: dict[str, dict[str, dict[int, list[set[str]]]]] = {}
@@ -93,20 +101,26 @@ class Journal:
 
     def refresh(self, splits: Iterable[str]) -> None:
         """Read the commits that appeared since the last call. Raises ``CorruptStore`` for one that cannot be read."""
-        new = [
-            f"{JOURNAL}/{split}/{name}"
-            for split in splits
-            for name in self._storage.names(f"{JOURNAL}/{split}")
-            if name.endswith(".json") and f"{JOURNAL}/{split}/{name}" not in self._seen
-        ]
-        new.sort()
-        size = max(1, min(_PART, -(-len(new) // _READERS)))
-        parts = [new[start : start + size] for start in range(0, len(new), size)]
-        with ThreadPoolExecutor(_READERS) as pool:
-            for commits in pool.map(lambda part: [self._read(name) for name in part], parts):
-                for commit in commits:
+        splits = list(splits)
+        settled = False
+        while not settled:
+            names = [name for split in splits for name in self.names(split) if name not in self._seen]
+            for name, commit in self._read_all(sorted(names)):
+                try:
                     self._add(commit)
-        self._seen.update(new)
+                except CorruptStore as error:
+                    self._pass_over(name, error)
+                self._seen.add(name)
+            # A commit that was removed between the two calls may have a successor that is not in the list.
+            settled = self._seen.issuperset(names)
+
+    def names(self, split: str) -> list[str]:
+        """Files of a split's commits as they are now."""
+        return [f"{JOURNAL}/{split}/{name}" for name in self._storage.names(f"{JOURNAL}/{split}") if name.endswith(".json")]
+
+    def each(self, split: str) -> Iterator[tuple[str, Commit]]:
+        """(file, commit) of a split as they are on disk now, by name. Raises as :meth:`refresh`."""
+        return self._read_all(sorted(self.names(split)))
 
     def write(self, commit: Commit) -> None:
         """Make a commit: everything it names must be on disk by now."""
@@ -138,18 +152,39 @@ class Journal:
         """Number of commits read so far."""
         return len(self._seen)
 
-    def _read(self, name: str) -> Commit:
+    def _read_all(self, names: Sequence[str]) -> Iterator[tuple[str, Commit]]:
+        """Read commits side by side; those that were removed meanwhile are left out."""
+        size = max(1, min(_PART, -(-len(names) // _READERS)))
+        parts = [names[start : start + size] for start in range(0, len(names), size)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            for part, commits in zip(parts, pool.map(lambda part: [self._read(name) for name in part], parts), strict=True):
+                for name, commit in zip(part, commits, strict=True):
+                    if isinstance(commit, CorruptStore):
+                        self._pass_over(name, commit)
+                    elif commit is not None:
+                        yield name, commit
+
+    def _pass_over(self, name: str, error: CorruptStore) -> None:
+        if self._unreadable is None:
+            raise error
+        self._unreadable[name] = error
+        self._seen.add(name)
+
+    def _read(self, name: str) -> Commit | CorruptStore | None:
+        """A commit, what is wrong with it, or None if it is not there any more."""
         try:
-            value = json.loads(self._storage.read(name))
+            raw = self._storage.read(name)
+        except FileNotFoundError:
+            return None
+        try:
+            value = json.loads(raw)
             if not name.endswith(f"-{digest(value, 8)}.json"):
                 raise ValueError("its content is not what its name says")
             return Commit.from_json(value)
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptStore(
-                str(self._storage),
-                f"the commit {name} cannot be read ({error!r}); remove that file and run the extraction again, "
-                "which recomputes its row block",
-            ) from error
+            corrupt = CorruptStore(str(self._storage), f"the commit {name} cannot be read ({error!r}); {RESTORE}")
+            corrupt.__cause__ = error
+            return corrupt
 
     def _add(self, commit: Commit) -> None:
         split = commit.split
@@ -160,13 +195,13 @@ class Journal:
                 raise CorruptStore(
                     str(self._storage),
                     f"commits of row block {commit.row_block} of {split}, {path}, name {len(shards)} and {len(checksums)} "
-                    f"shards; remove {commit.name} and run the extraction again",
+                    f"shards, the latter {commit.name}; {RESTORE}",
                 )
             for known, checksum in zip(shards, checksums, strict=True):
                 known.add(checksum)
             self._left_out.setdefault(split, {}).setdefault(path, {}).update(commit.left_out)
             wanted = self._wanted.setdefault(split, {})
             before = wanted.get(path, 0)
-            wanted[path] = None if before is None or commit.limit is None else max(before, commit.limit)
+            wanted[path] = larger(before, commit.limit)
             if commit.command is not None:
                 self._commands.setdefault(split, {})[path] = commit.command

@@ -136,6 +136,11 @@ def group_document(attributes: Mapping[str, Any] | None = None) -> bytes:
     return _encode({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})})
 
 
+def split_document(data_id: str, rows: int) -> bytes:
+    """``zarr.json`` of a split's group."""
+    return group_document({"diffssl": {"data_id": data_id, "rows": rows}})
+
+
 def journal_document() -> bytes:
     """``zarr.json`` of the journal: an array of no elements, since zarr leaves files inside an array's folder alone."""
     return _encode(

@@ -6,6 +6,7 @@ to sync. Create-if-absent is a conditional put.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +107,14 @@ class ObjectStorage:
 
     def sync_folders(self, names: Iterable[str]) -> None:
         """Do nothing: an object is durable once its upload was answered."""
+
+    def remove(self, name: str) -> None:
+        """Remove an object; fine if there is none of this name."""
+        with contextlib.suppress(FileNotFoundError), translated(self.url, name):
+            obstore.delete(self._store, name)
+
+    def prune(self, folder: str) -> None:
+        """Do nothing: there are no folders."""
 
     def exists(self, name: str) -> bool:
         """Whether there is an object of this name."""

@@ -7,6 +7,7 @@ Everything the store writes goes through the two calls :meth:`LocalStorage.creat
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 import uuid
@@ -106,6 +107,24 @@ class LocalStorage:
     def sync_folders(self, names: Iterable[str]) -> None:
         """Make the directory entries of files survive a power failure."""
         _side_by_side(_sync, sorted({(self.root / name).parent for name in names}))
+
+    def remove(self, name: str) -> None:
+        """Remove a file; fine if there is none of this name."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def prune(self, folder: str) -> None:
+        """Remove a folder and those above it as far as they are empty, never the root; storage without folders does nothing."""
+        path = self.root / folder
+        while path != self.root:
+            try:
+                path.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return
+                raise
+            path = path.parent
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""

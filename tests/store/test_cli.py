@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from diffssl.store import FeatureKey, FeatureStore, StoreNotFound
+from diffssl.store import FeatureKey, FeatureStore, StoreError, StoreNotFound, UnknownFeatures
 from diffssl.store.cli import group, main, run
 
 Build = Callable[..., FeatureStore]
@@ -78,16 +78,121 @@ def test_verify_of_a_damaged_store(store: FeatureStore) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["info", "status", "verify"])
+def test_verify_of_a_store_with_a_damaged_commit(store: FeatureStore) -> None:
+    """Which no reader opens."""
+    name = min(store.journal.names("train"))
+    (Path(store.path) / name).write_bytes(b"{")
+    result = invoke("verify", store.path)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[0].startswith(f"{name}: it cannot be read (")
+    assert result.stdout.splitlines()[1] == "13 shards in 10 commits read: 1 damaged"
+
+
+class TestRepair:
+    def test_nothing(self, small: FeatureStore) -> None:
+        result = invoke("repair", small.path)
+        assert (result.exit_code, result.stdout) == (0, f"nothing to repair in {small.path}\n")
+
+    def test_damage(self, store: FeatureStore) -> None:
+        (Path(store.path) / SHARD).unlink()
+        (Path(store.path) / "journal/zarr.json").unlink()
+        result = invoke("repair", store.path)
+        assert result.exit_code == 0
+        assert result.stdout.splitlines() == [
+            "written anew: journal/zarr.json: the document is missing",
+            f"forgotten: train: row block 1, block 2, timestep 90, pool 2: the file is missing ({SHARD})",
+            f"{store.path}: 1 forgotten, 1 written anew, 0 left alone",
+            "compute what was forgotten with:",
+            "  diffssl-extract --blocks 1,2 --timesteps 10,90",
+        ]
+        assert invoke("status", store.path).exit_code == 1
+        assert invoke("verify", store.path).exit_code == 0
+
+    def test_what_needs_no_extraction(self, store: FeatureStore) -> None:
+        (Path(store.path) / "train/zarr.json").unlink()
+        assert invoke("repair", store.path).stdout.splitlines()[1:] == [
+            f"{store.path}: 0 forgotten, 1 written anew, 0 left alone"
+        ]
+
+    def test_bad_samples(self, tmp_path: Path, build: Build) -> None:
+        store = build(tmp_path / "feats.zarr", left_out={("train", 90): [5]})
+        assert invoke("repair", store.path).stdout == f"nothing to repair in {store.path}\n"
+        result = invoke("repair", store.path, "--bad")
+        assert result.exit_code == 0
+        assert result.stdout.startswith("forgotten: train: row block 1, block 2, timestep 90, pool 2: left out 1, such as ")
+
+    def test_a_disk_that_fails(self, store: FeatureStore) -> None:
+        (Path(store.path) / SHARD).unlink()
+        (Path(store.path) / SHARD).mkdir()
+        result = invoke("repair", store.path)
+        assert result.exit_code == 1
+        assert result.stdout.splitlines()[1] == f"{store.path}: 0 forgotten, 0 written anew, 1 left alone"
+
+
+class TestDrop:
+    def test_yes(self, store: FeatureStore) -> None:
+        result = invoke("drop", store.path, "--blocks", "2", "--timesteps", "10", "--splits", "train, test", "--yes")
+        assert (result.exit_code, result.stdout) == (0, f"2 arrays, 5 shards, 920 B removed from {store.path}\n")
+        assert FeatureStore.open(store.path).keys("train") == [FeatureKey(1, 10, 1), FeatureKey(2, 90, 2)]
+
+    def test_it_asks_and_says_what_will_go(self, store: FeatureStore) -> None:
+        arguments = ["drop", store.path, "--pools", "2"]
+        result = CliRunner().invoke(group, arguments, input="n\n")
+        assert result.exit_code == 1
+        assert result.stdout.splitlines()[:3] == [
+            "test: blocks 2 x timesteps 10,90 x pools 2",
+            "train: blocks 2 x timesteps 10,90 x pools 2",
+            f"4 arrays, 10 shards, 1.8 kB will be removed from {store.path} for good. Go on? [y/N]: n",
+        ]
+        assert len(FeatureStore.open(store.path).keys("train")) == 3
+        assert CliRunner().invoke(group, arguments, input="y\n").exit_code == 0
+        assert len(FeatureStore.open(store.path).keys("train")) == 1
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ([], "say what to drop: --splits, --blocks, --timesteps or --pools"),
+            (["--yes"], "say what to drop"),
+            (["--blocks", "b2"], "Invalid value for '--blocks': 'b2' in 'b2' is not a number or a range"),
+            (["--pools", "0"], "a pool must be at least 1"),
+        ],
+    )
+    def test_bad_options(self, store: FeatureStore, options: list[str], text: str) -> None:
+        result = invoke("drop", store.path, *options)
+        assert result.exit_code == 2
+        assert text in result.stderr
+
+    def test_unknown_settings(self, store: FeatureStore) -> None:
+        assert isinstance(invoke("drop", store.path, "--blocks", "3", "--yes").exception, UnknownFeatures)
+
+
+def test_export_and_import(store: FeatureStore, tmp_path: Path) -> None:
+    file, copy = str(tmp_path / "feats.h5"), str(tmp_path / "copy.zarr")
+    result = invoke("export", store.path, file, "--timesteps", "90")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"2 arrays of test, train written to {file} (")
+    assert isinstance(invoke("export", store.path, file).exception, StoreError)
+    assert invoke("export", store.path, file, "--force").stdout.startswith("6 arrays")
+    result = invoke("import", file, copy)
+    assert (result.exit_code, result.stdout) == (0, f"10 commits written to {copy}\n")
+    assert invoke("import", file, copy).stdout == f"nothing to do: {copy} has everything that is in {file}\n"
+    assert invoke("verify", copy).stdout == "15 shards in 10 commits read: no damaged\n"
+    assert invoke("export", store.path).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["info", "status", "verify", "repair", "drop --yes --blocks 1", "export"])
 def test_no_store(tmp_path: Path, command: str) -> None:
-    result = invoke(command, str(tmp_path / "none.zarr"))
+    name, *options = command.split()
+    options += [str(tmp_path / "feats.h5")] if name == "export" else []
+    result = invoke(name, str(tmp_path / "none.zarr"), *options)
     assert isinstance(result.exception, StoreNotFound)  # main turns it into one line
 
 
 def test_help_and_version() -> None:
     assert invoke("--version").output.startswith("group, version ")
     listed = invoke("--help").output
-    assert all(f"  {command} " in listed for command in ("info", "status", "verify"))
+    commands = ("info", "status", "verify", "repair", "drop", "export", "import")
+    assert all(f"  {command} " in listed for command in commands)
 
 
 @pytest.fixture
@@ -123,7 +228,7 @@ class TestProgram:
         assert caught.value.code == code
         assert capsys.readouterr().out.endswith(f"15 shards in 10 commits read: {code or 'no'} damaged\n")
 
-    @pytest.mark.parametrize("arguments", [["drain"], ["info", "a", "b"], ["info", "--deep"]])
+    @pytest.mark.parametrize("arguments", [["drain"], ["drop"], ["info", "a", "b"], ["info", "--deep"]])
     def test_bad_options_exit_2(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
     ) -> None:

@@ -150,5 +150,5 @@ def test_a_cut_commit_is_found(tmp_path: Path) -> None:
     good = file.read_bytes()
     for length in range(0, len(good), 7):
         file.write_bytes(good[:length])
-        with pytest.raises(CorruptStore, match="remove that file and run the extraction again"):
+        with pytest.raises(CorruptStore, match="'diffssl-store repair' and run the extraction again"):
             Journal(LocalStorage(tmp_path)).refresh(["train"])

@@ -81,6 +81,26 @@ def test_a_failed_write_leaves_nothing(storage: LocalStorage) -> None:
     assert files(storage.root) == ["shard"]
 
 
+def test_remove_and_prune(storage: LocalStorage) -> None:
+    for name in ("zarr.json", "a/b/c/shard", "a/b/zarr.json"):
+        storage.create(name, b"{}")
+    storage.prune("a/b/c")
+    assert storage.exists("a/b/c/shard")
+    storage.remove("a/b/c/shard")
+    storage.remove("a/b/c/shard")
+    storage.remove("never/was")
+    storage.prune("a/b/c")
+    assert storage.folders("a") == ["b"]
+    assert storage.folders("a/b") == []
+    storage.prune("a/b/c")  # not there, and the folder above is not empty
+    storage.remove("a/b/zarr.json")
+    storage.prune("a/b/c")
+    storage.remove("zarr.json")
+    storage.prune("journal")
+    assert (storage.names(""), storage.folders("")) == ([], [])
+    assert storage.root.is_dir()
+
+
 def test_what_is_not_there(storage: LocalStorage) -> None:
     assert not storage.exists("x")
     assert storage.names("") == storage.folders("") == storage.names("journal") == []

@@ -31,9 +31,12 @@ from diffssl.store import (
     create,
     object_storage,
 )
+from diffssl.store.choice import Choice
 from diffssl.store.cli import main
 from diffssl.store.contract import Storage
+from diffssl.store.drop import drop, plan_drop
 from diffssl.store.object_storage import ObjectStorage
+from diffssl.store.repair import repair
 from diffssl.store.storage import LocalStorage
 from diffssl.store.verify import verify
 from numpy.typing import NDArray
@@ -435,10 +438,24 @@ class TestDamage:
         remote = copy(tiny, s3)
         s3.put(f"{remote.path}/{name}", Path(tiny.path, name).read_bytes()[:-1])
         (found,) = damage(remote)
-        assert found.startswith("train: rows: ")
+        assert found.startswith("train/rows/")
         s3.delete(f"{remote.path}/{name}")
         (found,) = damage(remote)
-        assert found.startswith("train: rows: ")
+        assert found.startswith("train/rows/")
+
+    def test_it_is_forgotten_by_repair(self, tiny: FeatureStore, s3: S3) -> None:
+        remote = copy(tiny, s3)
+        s3.delete(f"{remote.path}/{SHARD}")
+        repair(remote.path, say=lambda _: None)
+        opened = FeatureStore.open(remote.path)
+        assert opened.missing([KEY], "train") == [1]
+        assert damage(opened) == []
+
+    def test_what_is_dropped_is_gone(self, tiny: FeatureStore, s3: S3) -> None:
+        remote = copy(tiny, s3)
+        drop(remote, plan_drop(remote, Choice(splits=["train"])))
+        assert FeatureStore.open(remote.path).keys("train") == []
+        assert not [name for name in s3.objects(remote.path) if name.startswith("train/features/b")]
 
     def test_a_service_that_is_down_is_not_damage(self, tiny: FeatureStore, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
         """A wrong verdict would have a researcher compute everything anew."""

@@ -64,8 +64,9 @@ def extract(spec: ExtractSpec, echo: Echo = print, *, workers: int | None = None
         if lost:
             open_store(job, load_backbone(job))
             echo(f"{len(lost)} documents were missing and are there again, such as {lost[0]}")
-        share = f" of part {spec.part[0]}/{spec.part[1]}" if spec.part[1] > 1 else ""
-        echo(f"nothing to do: {spec.store} has all {job.plan.units} units{share}")
+        else:
+            share = f" of part {spec.part[0]}/{spec.part[1]}" if spec.part[1] > 1 else ""
+            echo(f"nothing to do: {spec.store} has all {job.plan.units} units{share}")
     _compare_rows(job, store, echo)
     _raise_limit(job, store)
     _report_bad(job, store, echo)

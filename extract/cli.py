@@ -12,13 +12,14 @@ import click
 
 from ..store.cli import run
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
+from .choose import pick_model
 from .errors import Interrupted
 from .job import prepare
 from .run import extract, show_plan
 from .settings import describe_blocks
 from .sources import DIGITS
 from .spec import COMPUTE_DTYPES, STORE_DTYPES, ExtractSpec, parse_part
-from .zoo import BUNDLED, PUBLISHED, find_model, model_config
+from .zoo import BUNDLED, PUBLISHED
 
 
 class _List(click.ParamType[Any]):
@@ -79,12 +80,9 @@ def command(**options: Any) -> None:
     """Run a frozen diffusion U-Net once per image and timestep and keep the features of a grid of settings."""
     plan, measure, list_blocks = (options.pop(name) for name in ("plan", "measure", "list_blocks"))
     workers, dask, gpus = (options.pop(name) for name in ("workers", "dask", "gpus"))
-    if list_blocks:
-        _list_blocks(options)
-        return
-    for name in ("blocks", "timesteps"):
-        if not options[name]:
-            raise click.UsageError(f"--{name} is needed, such as --blocks 18,24 --timesteps 10,90")
+    if not options["blocks"] and not list_blocks:
+        raise click.UsageError("--blocks is needed, such as --blocks 18,24 --timesteps 10,90 (--list-blocks lists them)")
+    options |= {"blocks": options["blocks"] or {1: set()}, "timesteps": options["timesteps"] or ()}
     if (workers is not None) + (dask is not None) + (options["part"][1] > 1) > 1:
         raise click.UsageError("--part, --workers and --dask exclude each other")
     if (measure or gpus) and not plan:
@@ -93,22 +91,12 @@ def command(**options: Any) -> None:
         spec = ExtractSpec(**options, sharing=gpus or workers or 1, command=_command_line(whole=True))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if plan:
+    if list_blocks:
+        click.echo("\n".join(describe_blocks(pick_model(spec, None).measure_blocks())))
+    elif plan:
         show_plan(prepare(spec, click.echo, fetch=measure), measure, click.echo, gpus or 1)
     else:
         extract(spec, click.echo, workers=workers, dask=dask)
-
-
-def _list_blocks(options: dict[str, Any]) -> None:
-    from .adm import measure_blocks
-
-    name, checkpoint = options["model"], options["checkpoint"]
-    if (checkpoint is None) != (options["model_config"] is None):
-        raise click.UsageError("--checkpoint and --model-config go together")
-    # A published model's blocks can be listed without its weights.
-    published = checkpoint is None and name not in (None, BUNDLED)
-    config = model_config(name) if published else find_model(name, checkpoint, options["model_config"]).config
-    click.echo("\n".join(describe_blocks(measure_blocks(config))))
 
 
 def main() -> None:

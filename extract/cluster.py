@@ -25,7 +25,7 @@ from .job import Echo, Job, compute, load_backbone, open_store, prepare
 from .spec import ExtractSpec
 
 if TYPE_CHECKING:
-    from .adm import ADM
+    from .backbone import Backbone
     from .pipeline import Timings
 
 _CONNECT_SECONDS = 20
@@ -38,7 +38,7 @@ class _Session:
 
     job: Job
     store: FeatureStore
-    backbone: ADM
+    backbone: Backbone
 
 
 _sessions: dict[str, _Session] = {}

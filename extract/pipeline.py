@@ -54,7 +54,7 @@ class Step:
     """One forward pass: a batch of a crop at a timestep with a draw, and the settings it is for."""
 
     images: ImageBatch
-    timestep: int
+    timestep: int | None
     draw: int
     crop: int
     keys: Sequence[FeatureKey]
@@ -110,7 +110,7 @@ class Pipeline:
         # A GPU works beside the loader's threads. A CPU's cores are all in the forward pass, where one that is taken
         # away makes the others wait: there they take turns.
         self._side_by_side = backbone.device.type != "cpu"
-        self._loader = Loader(backbone.sample_shape[1], store.header.batch_size, threads)
+        self._loader = Loader(backbone.image_size, store.header.batch_size, threads, backbone.resize)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="diffssl-write")
         self._writes: deque[Future[object]] = deque()
 
@@ -176,13 +176,11 @@ class Pipeline:
         if self._seed is None:
             yield from ((step, None) for step in steps)
             return
-        shape = self._backbone.sample_shape
         drawn: deque[tuple[Step, Future[NDArray[np.float32]]]] = deque()
         while True:
             if not drawn or self._side_by_side:
                 for step in islice(steps, _NOISE_AHEAD - len(drawn)):
-                    noise = self._loader.noise(self._seed, step.images.ids, step.timestep, shape, step.draw, step.crop)
-                    drawn.append((step, noise))
+                    drawn.append((step, self._draw(step, self._seed)))
                 if not self._side_by_side:
                     for _, noise in drawn:
                         self._wait(noise)
@@ -191,13 +189,19 @@ class Pipeline:
             step, noise = drawn.popleft()
             yield step, self._wait(noise)
 
+    def _draw(self, step: Step, seed: int) -> Future[NDArray[np.float32]]:
+        if step.timestep is None:
+            raise ValueError(f"settings without a timestep have no noise, got the seed {seed}")
+        shape = self._backbone.sample_shape
+        return self._loader.noise(seed, step.images.ids, step.timestep, shape, step.draw, step.crop)
+
     @torch.inference_mode()
     def _forward(self, step: Step, noise: NDArray[np.float32] | None) -> _Started:
         """Start the forward pass and the copy of its pooled features to the host."""
         started = time.perf_counter()
         pixels = self._to_device(step.images.pixels)
         x = self._backbone.encode(pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1)
-        if noise is not None:
+        if noise is not None and step.timestep is not None:
             x = self._backbone.diffuse(x, self._to_device(noise), step.timestep)
         sizes: dict[int, dict[Any, FeatureKey]] = {}
         for key in step.keys:

@@ -20,8 +20,8 @@ class ExtractSpec:
 
     Attributes:
         blocks: block number -> pools of its own, empty for ``pools``.
-        timesteps: 0-based diffusion timesteps.
-        pools: sides of pooled maps, or ``"full"``.
+        timesteps: 0-based diffusion timesteps; none for an encoder without timesteps.
+        pools: sides of pooled maps, ``"full"``, or ``"cls"`` for a class token.
         data: sources of images, see :func:`diffssl.extract.sources.load_data`.
         labels: CSV of labels for a flat folder.
         model: name of a bundled or published model; the bundled one by default.
@@ -45,7 +45,7 @@ class ExtractSpec:
     """
 
     blocks: Mapping[int, set[int | str]]
-    timesteps: Sequence[int]
+    timesteps: Sequence[int] = ()
     pools: Sequence[int | str] = (1,)
     data: Sequence[str] = (DIGITS,)
     labels: Path | None = None
@@ -70,8 +70,8 @@ class ExtractSpec:
     command: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.blocks or not self.timesteps or not self.pools or not self.data:
-            raise ValueError("at least one block, timestep, pool and source of images are needed")
+        if not self.blocks or not self.pools or not self.data:
+            raise ValueError("at least one block, pool and source of images are needed")
         if (self.checkpoint is None) != (self.model_config is None):
             raise ValueError("--checkpoint and --model-config go together")
         if self.checkpoint is not None and self.model is not None:

@@ -37,7 +37,6 @@ def test_the_command_is_no_part_of_what_was_asked() -> None:
     ("change", "message"),
     [
         ({"blocks": {}}, "at least one block"),
-        ({"timesteps": []}, "timestep"),
         ({"pools": ()}, "pool"),
         ({"data": ()}, "images"),
         ({"checkpoint": Path("a.pt")}, "go together"),

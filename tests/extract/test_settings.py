@@ -197,7 +197,8 @@ def test_unknown_timesteps_list_the_known(header: StoreHeader, timesteps: list[i
 def test_identities_of_stores_that_exist_already() -> None:
     """As they were when models other than ADMs were not known."""
     source, rows = find_model(None, None, None), data({"all": 1}, ("cat",))
-    made = [make_header(ExtractSpec(**MINIMAL, **own), source, rows, None) for own in ({}, {"seed": 3, "dtype": "bfloat16"})]
+    changes: list[dict[str, Any]] = [{}, {"seed": 3, "dtype": "bfloat16"}]
+    made = [make_header(ExtractSpec(**MINIMAL, **own), source, rows, None) for own in changes]
     found = [header.identity.feature_id for header in made]
     assert found == ["1ef343a6803044ef52d0c461216cfbe7", "df4e178bfb22d42b70575ef4d8378a9f"]
 

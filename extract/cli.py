@@ -56,6 +56,7 @@ def _row_block(text: str) -> int | None:
 @click.option("--model", help=f"{BUNDLED} (default), {', '.join(PUBLISHED)}.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights of your own model, with --model-config.")
 @click.option("--model-config", type=click.Path(path_type=Path), help="JSON of guided_diffusion's flags.")
+@click.option("--backbone", metavar="FILE.py:FUNCTION", help="Your own network: a function that makes one.")
 @click.option("--condition", help="For class-conditional models: none, mean or a class number.")
 @click.option("--store", type=click.Path(path_type=Path), default=Path("feats.zarr"), show_default=True)
 @click.option("--seed", type=int, help="Of the noise; default 0, or the store's.")

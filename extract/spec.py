@@ -26,6 +26,7 @@ class ExtractSpec:
         labels: CSV of labels for a flat folder.
         model: name of a bundled or published model; the bundled one by default.
         checkpoint, model_config: files of a user's own model instead; both or neither.
+        backbone: ``FILE.py:FUNCTION`` of a user's own backbone instead.
         condition: for class-conditional models.
         store: path of the store.
         seed: of the noise; 0 by default.
@@ -52,6 +53,7 @@ class ExtractSpec:
     model: str | None = None
     checkpoint: Path | None = None
     model_config: Path | None = None
+    backbone: str | None = None
     condition: str | None = None
     store: Path = Path("feats.zarr")
     seed: int | None = None
@@ -76,6 +78,8 @@ class ExtractSpec:
             raise ValueError("--checkpoint and --model-config go together")
         if self.checkpoint is not None and self.model is not None:
             raise ValueError("--model and --checkpoint exclude each other")
+        if self.backbone is not None and (self.model is not None or self.checkpoint is not None):
+            raise ValueError("--backbone excludes --model and --checkpoint")
         if self.row_block is not None and (self.row_block < 1 or self.row_block & (self.row_block - 1)):
             raise ValueError(f"--row-block must be a power of two, got {self.row_block}")
         if self.noise == "none" and self.draws > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..store import StoreHeader
 from .errors import ExtractError
 from .model import Model
@@ -18,6 +20,9 @@ def pick_model(spec: ExtractSpec, there: StoreHeader | None) -> Model:
     name = spec.model
     if name is None and spec.checkpoint is None and there is not None:
         name = _named_again(spec, there)
+    library, _, rest = (name or "").partition(":")
+    if library == "timm":
+        return _timm(rest, spec.checkpoint)
     return find_model(name, spec.checkpoint, spec.model_config)
 
 
@@ -27,14 +32,31 @@ def describe_choice(spec: ExtractSpec, there: StoreHeader | None) -> str:
         default = f"{BUNDLED} (bundled; --model for another)"
     else:
         default = f"{there.model} (the store's)"
-    return str(spec.checkpoint or spec.backbone or spec.model or default)
+    asked = spec.backbone or spec.model
+    if spec.checkpoint is not None:
+        asked = f"{asked} with {spec.checkpoint}" if asked else str(spec.checkpoint)
+    return asked or default
+
+
+def _timm(architecture: str, checkpoint: Path | None) -> Model:
+    try:
+        from .timm_models import TimmModel
+    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises the latter
+        raise _no_library("timm", error) from error
+    return TimmModel(architecture, checkpoint)
+
+
+def _no_library(name: str, error: Exception) -> ExtractError:
+    return ExtractError(f"{name} cannot be imported here ({error}); install it with pip install 'diffssl[{name}]'")
 
 
 def _named_again(spec: ExtractSpec, there: StoreHeader) -> str:
     """The store's model, if its name says all. A user's files are not looked for, and no code is run unasked."""
     name = there.model
-    if name in (BUNDLED, *PUBLISHED):
+    if name in (BUNDLED, *PUBLISHED) or (name.startswith("timm:") and " with " not in name):
         return name
+    if name.startswith("timm:"):
+        raise ExtractError(f"{spec.store} was made with {name}; give --model and --checkpoint again")
     if "source_sha256" in there.identity.fields.get("model_config", {}):
         raise ExtractError(f"{spec.store} was made with --backbone {name}; give it again")
     raise ExtractError(f"{spec.store} was made with the checkpoint {name}; give --checkpoint and --model-config again")

@@ -24,8 +24,8 @@ class ExtractSpec:
         pools: sides of pooled maps, ``"full"``, or ``"cls"`` for a class token.
         data: sources of images, see :func:`diffssl.extract.sources.load_data`.
         labels: CSV of labels for a flat folder.
-        model: name of a bundled or published model; the bundled one by default.
-        checkpoint, model_config: files of a user's own model instead; both or neither.
+        model: name of a bundled or published model, ``timm:NAME`` or ``diffusers:ID``; the bundled one by default.
+        checkpoint, model_config: files of a user's own ADM instead, both or neither; a checkpoint alone with ``timm:NAME``.
         backbone: ``FILE.py:FUNCTION`` of a user's own backbone instead.
         condition: for class-conditional models.
         store: path of the store.
@@ -74,9 +74,12 @@ class ExtractSpec:
     def __post_init__(self) -> None:
         if not self.blocks or not self.pools or not self.data:
             raise ValueError("at least one block, pool and source of images are needed")
-        if (self.checkpoint is None) != (self.model_config is None):
+        if self.model is not None and self.model.startswith("timm:"):
+            if self.model_config is not None:
+                raise ValueError(f"--model-config is of guided-diffusion, and --model is {self.model}")
+        elif (self.checkpoint is None) != (self.model_config is None):
             raise ValueError("--checkpoint and --model-config go together")
-        if self.checkpoint is not None and self.model is not None:
+        elif self.checkpoint is not None and self.model is not None:
             raise ValueError("--model and --checkpoint exclude each other")
         if self.backbone is not None and (self.model is not None or self.checkpoint is not None):
             raise ValueError("--backbone excludes --model and --checkpoint")

@@ -69,10 +69,15 @@ def load_state(path: Path, model: nn.Module, state: Mapping[str, Tensor]) -> Non
     model.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in state.items()}, assign=True)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        checksum = sha256()
-        while block := file.read(1 << 22):
-            checksum.update(block)
+def state_sha256(model: nn.Module) -> str:
+    """SHA-256 of a network's weights: of every parameter and buffer, sorted by name, name, dtype, shape and bytes.
+
+    The first three are followed by a zero byte each; bytes are little-endian, in C order.
+    """
+    checksum = sha256()
+    for name, value in sorted(model.state_dict().items()):
+        dtype = str(value.dtype).removeprefix("torch.")
+        shape = ",".join(map(str, value.shape))
+        checksum.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        checksum.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return checksum.hexdigest()

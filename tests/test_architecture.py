@@ -24,6 +24,7 @@ MAY_IMPORT = {"store": set(), "extract": {"store"}, "probe": {"store"}, "analysi
 ONLY_IN = {
     "guided_diffusion": {"extract/adm.py"},
     "matplotlib": {"analysis/plots.py"},
+    "timm": {"extract/timm_models.py"},
     "click": {f"{folder}/cli.py" for folder in FOLDERS},
 }
 NOT_IN: dict[str, Sequence[str]] = {
@@ -206,7 +207,8 @@ def test_every_import_is_a_requirement() -> None:
         "google_crc32c": "google-crc32c",
         "distributed": "dask",  # dask[distributed]
     }
-    required = {re.split(r"[\s\[<>=]", line)[0] for line in lines(setup()["options"]["install_requires"])}
+    extras = [line for name in ("timm",) for line in lines(setup()["options.extras_require"][name])]
+    required = {re.split(r"[\s\[<>=]", line)[0] for line in lines(setup()["options"]["install_requires"]) + extras}
     outside = set().union(*(roots(path) for path in SOURCES)) - {"diffssl"} - sys.stdlib_module_names
     outside = {names.get(root, root) for root in outside}
     assert outside <= required

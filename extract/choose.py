@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..store import StoreHeader
-from .errors import ExtractError
+from .diffusers_source import DiffusersModel
+from .errors import ExtractError, MissingLibrary
 from .model import Model
 from .own import OwnModel
 from .settings import compute_dtype
@@ -23,6 +24,8 @@ def pick_model(spec: ExtractSpec, there: StoreHeader | None) -> Model:
     library, _, rest = (name or "").partition(":")
     if library == "timm":
         return _timm(rest, spec.checkpoint)
+    if library == "diffusers":
+        return DiffusersModel(rest)
     return find_model(name, spec.checkpoint, spec.model_config)
 
 
@@ -42,18 +45,14 @@ def _timm(architecture: str, checkpoint: Path | None) -> Model:
     try:
         from .timm_models import TimmModel
     except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises the latter
-        raise _no_library("timm", error) from error
+        raise MissingLibrary("timm", error) from error
     return TimmModel(architecture, checkpoint)
-
-
-def _no_library(name: str, error: Exception) -> ExtractError:
-    return ExtractError(f"{name} cannot be imported here ({error}); install it with pip install 'diffssl[{name}]'")
 
 
 def _named_again(spec: ExtractSpec, there: StoreHeader) -> str:
     """The store's model, if its name says all. A user's files are not looked for, and no code is run unasked."""
     name = there.model
-    if name in (BUNDLED, *PUBLISHED) or (name.startswith("timm:") and " with " not in name):
+    if name in (BUNDLED, *PUBLISHED) or name.startswith("diffusers:") or (name.startswith("timm:") and " with " not in name):
         return name
     if name.startswith("timm:"):
         raise ExtractError(f"{spec.store} was made with {name}; give --model and --checkpoint again")

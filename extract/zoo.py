@@ -200,7 +200,7 @@ def find_model(name: str | None, checkpoint: Path | None, config_file: Path | No
 def model_config(name: str) -> dict[str, Any]:
     """Full configuration of a published model. Raises ``UnknownModel``."""
     if name not in PUBLISHED:
-        raise UnknownModel(f"there is no model {name!r}; known are {', '.join([BUNDLED, *PUBLISHED])}, timm:NAME")
+        raise UnknownModel(f"there is no model {name!r}; known are {', '.join([BUNDLED, *PUBLISHED])}, timm:NAME, diffusers:ID")
     return DEFAULTS | PUBLISHED[name][1]
 
 

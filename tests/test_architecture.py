@@ -25,6 +25,8 @@ ONLY_IN = {
     "guided_diffusion": {"extract/adm.py"},
     "matplotlib": {"analysis/plots.py"},
     "timm": {"extract/timm_models.py"},
+    "diffusers": {"extract/diffusers_models.py"},
+    "transformers": {"extract/diffusers_models.py"},
     "click": {f"{folder}/cli.py" for folder in FOLDERS},
 }
 NOT_IN: dict[str, Sequence[str]] = {
@@ -205,9 +207,10 @@ def test_every_import_is_a_requirement() -> None:
         "sklearn": "scikit-learn",
         "guided_diffusion": "guided-diffusion-sdk",
         "google_crc32c": "google-crc32c",
+        "huggingface_hub": "huggingface-hub",
         "distributed": "dask",  # dask[distributed]
     }
-    extras = [line for name in ("timm",) for line in lines(setup()["options.extras_require"][name])]
+    extras = [line for name in ("timm", "diffusers") for line in lines(setup()["options.extras_require"][name])]
     required = {re.split(r"[\s\[<>=]", line)[0] for line in lines(setup()["options"]["install_requires"]) + extras}
     outside = set().union(*(roots(path) for path in SOURCES)) - {"diffssl"} - sys.stdlib_module_names
     outside = {names.get(root, root) for root in outside}

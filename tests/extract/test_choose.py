@@ -57,5 +57,5 @@ def test_a_library_that_is_not_installed(library: str, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"diffssl.extract.{library}_models", raising=False)
     for asked, there in [(f"{library}:resnet50", None), (None, header(f"{library}:resnet50"))]:
-        with pytest.raises(ExtractError, match=rf"{library} cannot be imported.*pip install 'diffssl\[{library}\]'"):
+        with pytest.raises(ExtractError, match=rf"{library} cannot be used here.*pip install 'diffssl\[{library}\]'"):
             pick_model(spec(model=asked), there)

@@ -124,12 +124,7 @@ class TimmEncoder:
     diffusion_steps = None
 
     def __init__(
-        self,
-        model: Net,
-        data: dict[str, Any],
-        resize: Resize,
-        blocks: Sequence[Block],
-        dtype: torch.dtype = torch.float32,
+        self, model: Net, data: dict[str, Any], resize: Resize, blocks: Sequence[Block], dtype: torch.dtype = torch.float32
     ) -> None:
         self.device = next(model.parameters()).device
         self.image_size = int(data["input_size"][1])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from hashlib import sha256
@@ -18,6 +19,7 @@ from diffssl.extract.own import OwnModel
 from diffssl.probe.spec import ProbeSpec
 from diffssl.probe.study import probe
 from diffssl.store import FeatureKey, FeatureStore, IdentityMismatch
+from diffssl.store.verify import verify
 
 RunMain = Callable[..., tuple[int, str, str]]
 RunExtract = Callable[[ExtractSpec], tuple[FeatureStore, list[str]]]
@@ -30,8 +32,8 @@ SOURCE = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re
 DENOISER = SOURCE.replace("diffusion_steps = 32, (3, 32, 32), GUIDED, None", "diffusion_steps = 32, (3, 32, 32), GUIDED, 4")
 DENOISER += """
     net = Net(device, dtype)
-    net.schedule = lambda timestep: (1 - timestep / 4, timestep / 4)
-    net.diffuse = lambda x_0, noise, timestep: (1 - timestep / 4) * x_0 + timestep / 4 * noise
+    net.schedule = lambda timestep: (1 - timestep / 3, timestep / 3)
+    net.diffuse = lambda x_0, noise, timestep: (1 - timestep / 3) * x_0 + timestep / 3 * noise
     return net
 """
 DENOISER = DENOISER.replace("    return Net(device, dtype)\n", "")
@@ -77,6 +79,7 @@ def test_the_example_of_the_docs_from_images_to_a_table(example: str, run_main: 
     store = FeatureStore.open("feats.zarr")
     assert store.keys("all") == [FeatureKey(block, None, pool) for block in (1, 2, 3) for pool in (1, 2)]
     assert store.header.model == example
+    assert list(verify(store)) == []
     assert {path.name[6:13] for path in Path("feats.zarr/journal/all").iterdir()} == {"-tnone-"}
     lines: list[str] = []
     found = probe(ProbeSpec(Path("feats.zarr"), ["linear"], steps=100, device="cpu"), lines.append)
@@ -145,6 +148,10 @@ def test_a_backbone_with_timesteps(spec: Callable[..., ExtractSpec], run_extract
     store, _ = run_extract(spec(timesteps=[1, 3], limit=8))
     assert [key.timestep for key in store.keys("all")] == [1, 3, 1, 3, 1, 3]
     assert store.identity.fields["noise"] == {"scheme": 1, "seed": 0}
+    found = [json.loads((Path(store.path) / f"all/features/b1/p1/t{t}/zarr.json").read_text())["attributes"] for t in (1, 3)]
+    assert [one["alpha"] for one in found] == pytest.approx([2 / 3, 0.0])
+    assert found[0]["log_snr"] == pytest.approx(2 * np.log(2))
+    assert found[1]["log_snr"] is None  # nothing but noise
     with pytest.raises(ExtractError, match="has 0 to 3"):
         prepare(spec(), lambda _: None)
 

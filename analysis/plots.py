@@ -31,9 +31,9 @@ def draw_maps(maps: Sequence[AccuracyMap], value: str, path: Path) -> None:
     high = max(float(np.nanmax(grid)) for grid in grids)
     for axis, one, grid in zip(axes, maps, grids, strict=False):
         image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=low, vmax=high)
-        axis.set_xticks(range(len(one.timesteps)), [str(timestep) for timestep in one.timesteps])
+        axis.set_xticks(range(len(one.timesteps)), ["" if step is None else str(step) for step in one.timesteps])
         axis.set_yticks(range(len(one.blocks)), [str(block) for block in one.blocks])
-        axis.set_xlabel("timestep")
+        axis.set_xlabel("an encoder without timesteps" if one.timesteps == [None] else "timestep")
         axis.set_ylabel("block")
         for (row, column), number in np.ndenumerate(grid):
             if np.isfinite(number):
@@ -57,9 +57,10 @@ def _frame(cell: tuple[int, int]) -> object:
 
 def _title(one: AccuracyMap) -> str:
     row, column = one.best
+    step = "" if one.timesteps[column] is None else f", t {one.timesteps[column]}"
     test, (low, high) = 100 * one.test[row, column], one.interval
     return (
         f"{one.head}, pool {one.pool}{f', {one.seeds} seeds' if one.seeds > 1 else ''}\n"
-        f"best by val: block {one.blocks[row]}, t {one.timesteps[column]}: "
+        f"best by val: block {one.blocks[row]}{step}: "
         f"test {test:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {one.n_test}"
     )

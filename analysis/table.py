@@ -24,7 +24,7 @@ class AccuracyMap:
         head: name of the head.
         pool: asked-for pool size; a block whose map is smaller shows its whole map.
         blocks: (rows) block numbers.
-        timesteps: (columns) timesteps.
+        timesteps: (columns) timesteps; [None] for an encoder without, whose map is one column.
         val: (len(blocks), len(timesteps)) mean held-out top-1 over seeds and draws, NaN where there is no result.
         test: the same of test top-1.
         n_test: test rows.
@@ -36,7 +36,7 @@ class AccuracyMap:
     head: str
     pool: int | str
     blocks: list[int]
-    timesteps: list[int]
+    timesteps: list[int | None]
     val: NDArray[np.float64]
     test: NDArray[np.float64]
     n_test: int
@@ -48,7 +48,7 @@ class AccuracyMap:
 def accuracy_maps(
     results: Sequence[Mapping[str, Any]], heads: Sequence[str] | None = None, pools: Sequence[int | str] | None = None
 ) -> list[AccuracyMap]:
-    """One map per head and pool size.
+    """One map per head and pool size; of an encoder without timesteps, one column.
 
     Args:
         results: lines of one store (one ``feature_id``).
@@ -58,12 +58,12 @@ def accuracy_maps(
     Raises:
         NoResults: the selection leaves none, or the results are of several stores or protocols.
     """
-    there = [r for r in results if r["timestep"] is not None]
+    there = [r for r in results if r["timestep"] is not None] or list(results)
     have = dict.fromkeys(r["head"] for r in there)
     absent = [head for head in heads or [] if head not in have]
     if not there or absent:
-        named = f"of {', '.join(absent)}" if absent else "with timesteps"
-        raise NoResults(f"no results {named}; there are {', '.join(have) or 'none'}; run diffssl-probe first")
+        named = f" of {', '.join(absent)}" if absent else ""
+        raise NoResults(f"no results{named}; there are {', '.join(have) or 'none'}; run diffssl-probe first")
     _check_comparable(there)
     sizes = sorted({r["pool"] for r in there}, key=lambda pool: (isinstance(pool, str), pool))
     return [
@@ -88,7 +88,7 @@ def _check_comparable(results: Sequence[Mapping[str, Any]]) -> None:
 
 def _one_map(results: Sequence[Mapping[str, Any]], head: str, pool: int | str) -> AccuracyMap:
     blocks = sorted({r["block"] for r in results})
-    timesteps = sorted({r["timestep"] for r in results})
+    timesteps: list[int | None] = sorted({r["timestep"] for r in results})  # [None] alone, or none
     cells: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for r in results:
         if r["pool"] == _shown_pool(results, r, pool):

@@ -17,6 +17,7 @@ from statistics import median
 
 import torch
 from diffssl.extract.adm import ADM, build_unet
+from diffssl.extract.backbone import Backbone
 from diffssl.extract.job import Job, compute, load_backbone, open_store, prepare
 from diffssl.extract.spec import ExtractSpec
 from diffssl.extract.zoo import model_config
@@ -41,7 +42,7 @@ def job_for(store: Path, blocks: range | tuple[int, ...], pools: tuple[int, ...]
 
 
 @torch.inference_mode()
-def bare_seconds(backbone: ADM, deepest: int, images: int) -> float:
+def bare_seconds(backbone: Backbone, deepest: int, images: int) -> float:
     x = torch.randn(BATCH, *backbone.sample_shape)
     started = time.perf_counter()
     for timestep in TIMESTEPS:
@@ -52,7 +53,7 @@ def bare_seconds(backbone: ADM, deepest: int, images: int) -> float:
 
 
 def extraction_seconds(
-    folder: Path, backbone: ADM, blocks: range | tuple[int, ...], pools: tuple[int, ...], images: int
+    folder: Path, backbone: Backbone, blocks: range | tuple[int, ...], pools: tuple[int, ...], images: int
 ) -> float:
     """Seconds of an extraction into a new store, which is left there: ext4 is slow to create files where some were
     deleted a moment ago."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..store import Block
-from .errors import CheckpointMismatch, ExtractError, UnknownBlock
+from .errors import ExtractError, UnknownBlock
+from .flops import measure
+from .images import GUIDED
+from .weights import load_state, read_state
 from .zoo import ModelSource, check_condition
 
 with warnings.catch_warnings():
@@ -25,8 +24,6 @@ with warnings.catch_warnings():
     from guided_diffusion.nn import timestep_embedding
     from guided_diffusion.script_util import create_model_and_diffusion
     from guided_diffusion.unet import AttentionBlock, Downsample, ResBlock, UNetModel, Upsample
-
-_SHOWN = 12
 
 
 class ADM:
@@ -44,7 +41,9 @@ class ADM:
         self, model: UNetModel, config: Mapping[str, Any], condition: str = "none", dtype: torch.dtype = torch.float32
     ) -> None:
         self.device = next(model.parameters()).device
-        self.sample_shape = (int(model.in_channels), int(config["image_size"]), int(config["image_size"]))
+        self.image_size = int(config["image_size"])
+        self.resize = GUIDED
+        self.sample_shape = (int(model.in_channels), self.image_size, self.image_size)
         self.blocks: Sequence[Block] = measure_blocks(config)
         self._model = model
         self._dtype = dtype
@@ -69,12 +68,14 @@ class ADM:
         alpha, sigma = self.schedule(timestep)
         return alpha * x_0 + sigma * noise
 
-    def features(self, x_t: Tensor, timestep: int, blocks: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def features(self, x_t: Tensor, timestep: int | None, blocks: Collection[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield (block, (n, C, H, W) activation) in the order the data flows, and stop after the deepest block.
 
         The forward pass is guided_diffusion's own, block for block. A skip activation is kept only if an output block
         that will run reads it, and let go when it has.
         """
+        if timestep is None:
+            raise ValueError(f"a U-Net wants a timestep from 0 to {self.diffusion_steps - 1}, got None")
         deepest = max(blocks)
         if min(blocks) < 1 or deepest > len(self._modules):
             known = f"1 to {len(self._modules)}"
@@ -125,9 +126,7 @@ def load_adm(source: ModelSource, device: torch.device, condition: str | None, d
         ExtractError: the configuration is impossible, or a condition is missing or not known.
     """
     model = build_unet(source.config)
-    state = _read_state(source)
-    _check_state(source, model, state)
-    model.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in state.items()}, assign=True)
+    load_state(source.weights, model, read_state(source.weights))
     model.requires_grad_(False).eval().to(device)
     return ADM(model, source.config, check_condition(source.config, condition), dtype)
 
@@ -145,25 +144,24 @@ def build_unet(config: Mapping[str, Any]) -> UNetModel:
 def measure_blocks(config: Mapping[str, Any]) -> list[Block]:
     """Kind, channels, size and cumulative GFLOP of every block, from a forward pass on the meta device."""
     model = build_unet(config)
-    size = int(config["image_size"])
-    modules = [*model.input_blocks, model.middle_block, *model.output_blocks]
     with torch.device("meta"), torch.no_grad():
         emb = model.time_embed(torch.empty(1, model.model_channels))
-        h = torch.empty(1, model.in_channels, size, size)
-        skips: list[Tensor] = []
-        found: list[tuple[str, Tensor, int]] = []
-        with FlopCounterMode(display=False) as counter:
-            for number, module in enumerate(modules, start=1):
-                h = torch.cat([h, skips.pop()], dim=1) if number > len(model.input_blocks) + 1 else h
-                h = module(h, emb)
-                skips += [h] if number <= len(model.input_blocks) else []
-                found.append((_kind(module), h, counter.get_total_flops()))
-            model.out(h)
-        total = counter.get_total_flops()
-    return [
-        Block(number, kind, h.shape[1], h.shape[2], round(flops / 1e9, 6), flops / total)
-        for number, (kind, h, flops) in enumerate(found, start=1)
-    ]
+        return measure(_walk(model, emb, int(config["image_size"])))
+
+
+def _walk(model: UNetModel, emb: Tensor, size: int) -> Iterator[tuple[str, Tensor]]:
+    """(kind, activation) of every block of a forward pass of one image, and then the output layers."""
+    h = torch.empty(1, model.in_channels, size, size)
+    skips: list[Tensor] = []
+    for module in [*model.input_blocks, model.middle_block]:
+        h = module(h, emb)
+        skips.append(h)
+        yield _kind(module), h
+    skips.pop()  # of the middle block
+    for module in model.output_blocks:
+        h = module(torch.cat([h, skips.pop()], dim=1), emb)
+        yield _kind(module), h
+    model.out(h)
 
 
 def _kind(module: nn.Module) -> str:
@@ -194,40 +192,3 @@ def _condition_embedding(model: UNetModel, condition: str) -> Tensor | None:
         return None
     embeddings: Tensor = model.label_emb.weight
     return embeddings.mean(dim=0) if condition == "mean" else embeddings[int(condition)]
-
-
-def _read_state(source: ModelSource) -> dict[str, Tensor]:
-    try:
-        if source.weights.suffix == ".safetensors":
-            return safetensors.torch.load_file(source.weights)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of the pickle protocol; what matters is an error
-            state: dict[str, Tensor] = torch.load(
-                source.weights, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source.weights)
-            )
-    except (RuntimeError, ValueError, OSError, EOFError, safetensors.SafetensorError) as error:
-        raise CheckpointMismatch(f"{source.weights}: cannot be read as weights ({error})") from error
-    except Exception as error:
-        if type(error).__name__ == "UnpicklingError":
-            raise CheckpointMismatch(
-                f"{source.weights}: holds more than weights ({str(error).splitlines()[0]}); save its state_dict alone"
-            ) from error
-        raise
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointMismatch(f"{source.weights}: is not a state_dict of tensors; save the model's state_dict alone")
-    return state
-
-
-def _check_state(source: ModelSource, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    expected = model.state_dict()
-    lines = [f"missing: {name} {tuple(expected[name].shape)}" for name in expected if name not in state]
-    lines += [f"not expected: {name} {tuple(state[name].shape)}" for name in state if name not in expected]
-    lines += [
-        f"shape: {name} is {tuple(state[name].shape)}, the configuration has {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if lines:
-        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-        shown = "\n  ".join(lines[:_SHOWN] + more)
-        raise CheckpointMismatch(f"{source.weights} does not fit its model configuration:\n  {shown}")

@@ -12,13 +12,14 @@ import click
 
 from ..store.cli import run
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
+from .choose import pick_model
 from .errors import Interrupted
 from .job import prepare
 from .run import extract, show_plan
 from .settings import describe_blocks
 from .sources import DIGITS
 from .spec import COMPUTE_DTYPES, STORE_DTYPES, ExtractSpec, parse_part
-from .zoo import BUNDLED, PUBLISHED, find_model, model_config
+from .zoo import BUNDLED, PUBLISHED
 
 
 class _List(click.ParamType[Any]):
@@ -53,10 +54,11 @@ def _row_block(text: str) -> int | None:
 @click.option("--data", multiple=True, default=[DIGITS], help="Images, or split=IMAGES (see docs/data.md); default: digits.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV (file,label) of a flat folder of images.")
 @click.option("--only", multiple=True, metavar="FILE", help="Only the ids in FILE, one a line, or split=FILE (repeatable).")
-@click.option("--model", help=f"{BUNDLED} (default), {', '.join(PUBLISHED)}.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights of your own model, with --model-config.")
+@click.option("--model", help=f"{BUNDLED} (default), {', '.join(PUBLISHED)}, timm:NAME, diffusers:ID.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Your own weights, with --model-config or timm:NAME.")
 @click.option("--model-config", type=click.Path(path_type=Path), help="JSON of guided_diffusion's flags.")
-@click.option("--condition", help="For class-conditional models: none, mean or a class number.")
+@click.option("--backbone", metavar="FILE.py:FUNCTION", help="Your own network: a function that makes one.")
+@click.option("--condition", help="For conditional models: none, mean, a class number, a prompt.")
 @click.option("--store", default="feats.zarr", show_default=True, help="Folder, or s3://bucket/feats.zarr.")
 @click.option("--seed", type=int, help="Of the noise; default 0, or the store's.")
 @click.option("--noise", type=click.Choice(["gaussian", "none"]), help="none extracts from clean images.")
@@ -80,12 +82,9 @@ def command(**options: Any) -> None:
     """Run a frozen diffusion U-Net once per image and timestep and keep the features of a grid of settings."""
     plan, measure, list_blocks = (options.pop(name) for name in ("plan", "measure", "list_blocks"))
     workers, dask, gpus = (options.pop(name) for name in ("workers", "dask", "gpus"))
-    if list_blocks:
-        _list_blocks(options)
-        return
-    for name in ("blocks", "timesteps"):
-        if not options[name]:
-            raise click.UsageError(f"--{name} is needed, such as --blocks 18,24 --timesteps 10,90")
+    if not options["blocks"] and not list_blocks:
+        raise click.UsageError("--blocks is needed, such as --blocks 18,24 --timesteps 10,90 (--list-blocks lists them)")
+    options |= {"blocks": options["blocks"] or {1: set()}, "timesteps": options["timesteps"] or ()}
     if (workers is not None) + (dask is not None) + (options["part"][1] > 1) > 1:
         raise click.UsageError("--part, --workers and --dask exclude each other")
     if (measure or gpus) and not plan:
@@ -94,22 +93,12 @@ def command(**options: Any) -> None:
         spec = ExtractSpec(**options, sharing=gpus or workers or 1, command=_command_line(whole=True))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if plan:
+    if list_blocks:
+        click.echo("\n".join(describe_blocks(pick_model(spec, None).measure_blocks())))
+    elif plan:
         show_plan(prepare(spec, click.echo, fetch=measure), measure, click.echo, gpus or 1)
     else:
         extract(spec, click.echo, workers=workers, dask=dask)
-
-
-def _list_blocks(options: dict[str, Any]) -> None:
-    from .adm import measure_blocks
-
-    name, checkpoint = options["model"], options["checkpoint"]
-    if (checkpoint is None) != (options["model_config"] is None):
-        raise click.UsageError("--checkpoint and --model-config go together")
-    # A published model's blocks can be listed without its weights.
-    published = checkpoint is None and name not in (None, BUNDLED)
-    config = model_config(name) if published else find_model(name, checkpoint, options["model_config"]).config
-    click.echo("\n".join(describe_blocks(measure_blocks(config))))
 
 
 def main() -> None:

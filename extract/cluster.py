@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
 
@@ -29,7 +29,7 @@ from .sources import is_absolute
 from .spec import ExtractSpec
 
 if TYPE_CHECKING:
-    from .adm import ADM
+    from .backbone import Backbone
     from .pipeline import Timings
 
 _CONNECT_SECONDS = 20
@@ -42,7 +42,7 @@ class _Session:
 
     job: Job
     store: FeatureStore
-    backbone: ADM
+    backbone: Backbone
 
 
 _sessions: dict[str, _Session] = {}
@@ -109,9 +109,14 @@ def for_other_folders(spec: ExtractSpec) -> ExtractSpec:
     relative = [source for source in spec.data if not is_absolute(source)]
     if relative:
         raise ExtractError(f"--dask: workers run in folders of their own; give --data as a full path, not {relative[0]!r}")
-    paths = {name: value.absolute() for name in ("labels", "checkpoint", "model_config") if (value := getattr(spec, name))}
+    paths: dict[str, Any] = {
+        name: value.absolute() for name in ("labels", "checkpoint", "model_config") if (value := getattr(spec, name))
+    }
     named = [named_split(text) for text in spec.only]
     only = [str(Path(file).absolute()) if split is None else f"{split}={Path(file).absolute()}" for split, file in named]
+    if spec.backbone is not None:
+        file, colon, function = spec.backbone.rpartition(":")
+        paths["backbone"] = f"{Path(file).absolute()}{colon}{function}"
     return replace(spec, only=only, store=spec.store if is_url(spec.store) else Path(spec.store).absolute(), **paths)
 
 

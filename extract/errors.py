@@ -6,6 +6,7 @@ ExtractError
 ├── UnknownBlock          the backbone has no such block or timestep; the known ones are listed
 ├── UnknownModel          no bundled or published model of that name; the known ones are listed
 ├── MissingWeights        a published model whose weights cannot be downloaded
+├── MissingLibrary        timm or diffusers cannot be imported
 ├── CheckpointMismatch    a checkpoint that does not fit its configuration; differing keys are listed
 └── Interrupted           SIGINT or SIGTERM; everything committed is kept
 """
@@ -37,6 +38,18 @@ class UnknownModel(ExtractError):
 
 class MissingWeights(ExtractError):
     """The weights of a published model are not in the cache folder and cannot be downloaded."""
+
+
+class MissingLibrary(ExtractError):
+    """A library that the model wants cannot be imported.
+
+    Args:
+        name: of the library and of the extra that installs it.
+        error: why not.
+    """
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(f"{name} cannot be used here ({error}); install it with pip install 'diffssl[{name}]'")
 
 
 class CheckpointMismatch(ExtractError):

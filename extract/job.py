@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -26,15 +26,15 @@ from ..store import (
 from ..store.create import check_header, check_split
 from ..store.header import read_header
 from ..store.location import open_storage
-from .download import fetch_weights
+from .choose import describe_choice, pick_model
+from .model import Model
 from .plan import Plan, keys_of, make_plan
-from .settings import check_settings, condition_of, make_header, pick_model
+from .settings import check_settings, condition_of, make_header, timesteps_of
 from .sources import DIGITS, DataSet, load_data
 from .spec import ExtractSpec
-from .zoo import BUNDLED, ModelSource
 
 if TYPE_CHECKING:
-    from .adm import ADM
+    from .backbone import Backbone
     from .pipeline import Timings
 
 Echo = Callable[[str], object]
@@ -46,7 +46,7 @@ class Job:
 
     spec: ExtractSpec
     data: DataSet
-    model: ModelSource
+    model: Model
     header: StoreHeader
     store: FeatureStore | None
     keys: Sequence[FeatureKey]
@@ -67,13 +67,14 @@ def prepare(spec: ExtractSpec, echo: Echo = print, *, fetch: bool = True) -> Job
     except StoreNotFound:
         there = None
     echo(_announcement(spec, there))
+    model = pick_model(spec, there)
+    timesteps = timesteps_of(spec, model)
     data = load_data(spec.data, spec.labels, spec.only)
     for note in data.notes:
         echo(note)
-    model = pick_model(spec, there)
     condition_of(spec, model, there)  # before two gigabytes come
     if fetch:
-        fetch_weights(model, echo)
+        model.fetch(echo)
     header = make_header(spec, model, data, there)
     if there is not None:
         check_header(spec.store, there, header)
@@ -81,7 +82,7 @@ def prepare(spec: ExtractSpec, echo: Echo = print, *, fetch: bool = True) -> Job
     check_settings(spec, header, model)
     for line in merged_pools(header.blocks, spec.blocks, spec.pools):
         echo(line)
-    keys = expand(header.blocks, spec.blocks, spec.timesteps, spec.pools, range(spec.draws), range(spec.crops))
+    keys = expand(header.blocks, spec.blocks, timesteps, spec.pools, range(spec.draws), range(spec.crops))
     store = None
     if there is not None:
         store = FeatureStore.open(spec.store)
@@ -91,30 +92,28 @@ def prepare(spec: ExtractSpec, echo: Echo = print, *, fetch: bool = True) -> Job
     return Job(spec, data, model, header, store, keys, make_plan(header, rows, keys, spec.limit, store, spec.part))
 
 
-def load_backbone(job: Job) -> ADM:
+def load_backbone(job: Job) -> Backbone:
     """The job's model on its device. Raises ``ExtractError``."""
-    from .adm import load_adm
     from .settings import pick_device, torch_dtype
 
     fields = job.header.identity.fields
-    condition = fields["condition"] if job.model.config["class_cond"] else None
-    return load_adm(job.model, pick_device(job.spec.device), condition, torch_dtype(fields["compute_dtype"]))
+    return job.model.load(pick_device(job.spec.device), torch_dtype(fields["compute_dtype"]), fields["condition"])
 
 
-def open_store(job: Job, backbone: ADM) -> FeatureStore:
+def open_store(job: Job, backbone: Backbone) -> FeatureStore:
     """The job's store with all splits and arrays, made as far as they are not there. Raises ``StoreError``."""
     header = replace(job.header, versions=_versions(str(backbone.device)))
     store = create(job.spec.store, header)
     store.storage.remove_stale()
-    noise = header.identity.fields["noise"]
-    attributes = {key: _attributes(key, header, backbone.schedule(key.timestep or 0), noise) for key in job.keys}
+    clean = header.identity.fields["noise"]["scheme"] == "none"
+    attributes = {key: _attributes(key, header, None if clean else backbone) for key in job.keys}
     for name, split in job.data.splits.items():
         add_split(store, name, split.ids, split.labels)
         add_arrays(store, name, keys_of(name, job.keys), attributes)
     return store
 
 
-def compute(job: Job, store: FeatureStore, backbone: ADM, progress: Callable[[int], object]) -> Timings:
+def compute(job: Job, store: FeatureStore, backbone: Backbone, progress: Callable[[int], object]) -> Timings:
     """Carry out the job's plan; return where the time went. ``progress`` is called with the images of each forward pass."""
     from .pipeline import Pipeline
 
@@ -132,19 +131,15 @@ def compute(job: Job, store: FeatureStore, backbone: ADM, progress: Callable[[in
 
 def _announcement(spec: ExtractSpec, there: StoreHeader | None) -> str:
     """First line of output: model, images and store, and which of them are defaults."""
-    default = f"{BUNDLED} (bundled; --model for another)" if there is None else f"{there.model} (the store's)"
-    model = str(spec.checkpoint or spec.model or default)
     data = ", ".join(spec.data)
     data = "handwritten digits (bundled; --data for yours)" if data == DIGITS else data
-    return f"model {model}, images {data}, store {spec.store}"
+    return f"model {describe_choice(spec, there)}, images {data}, store {spec.store}"
 
 
-def _attributes(
-    key: FeatureKey, header: StoreHeader, schedule: tuple[float, float], noise: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What people should know about an array; JSON has no infinity, so log-SNR is null where sigma is 0."""
+def _attributes(key: FeatureKey, header: StoreHeader, noised_by: Backbone | None) -> dict[str, Any]:
+    """What people should know about an array; JSON has no infinity, so log-SNR is null where alpha or sigma is 0."""
     block = next(block for block in header.blocks if block.number == key.block)
-    alpha, sigma = schedule if noise["scheme"] != "none" else (1.0, 0.0)
+    alpha, sigma = (1.0, 0.0) if noised_by is None or key.timestep is None else noised_by.schedule(key.timestep)
     return {
         "block_kind": block.kind,
         "channels": block.channels,
@@ -153,7 +148,7 @@ def _attributes(
         "timestep": key.timestep,
         "alpha": alpha,
         "sigma": sigma,
-        "log_snr": 2 * float(np.log(alpha / sigma)) if sigma else None,
+        "log_snr": 2 * float(np.log(alpha / sigma)) if alpha and sigma else None,
     }
 
 

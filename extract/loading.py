@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..store import LeftOut
 from .crops import crop_for
 from .errors import ExtractError
-from .images import UndecodableImage, decode
+from .images import GUIDED, Resize, UndecodableImage, decode
 from .noise import noise_batch
 from .sources import SplitData
 
@@ -44,10 +44,12 @@ class Loader:
         image_size: side of the images.
         batch_size: of every batch.
         threads: number of threads for each of the two.
+        resize: how images are resized.
     """
 
-    def __init__(self, image_size: int, batch_size: int, threads: int) -> None:
+    def __init__(self, image_size: int, batch_size: int, threads: int, resize: Resize = GUIDED) -> None:
         self._image_size = image_size
+        self._resize = resize
         self._batch_size = batch_size
         self._images = ThreadPoolExecutor(threads, thread_name_prefix="diffssl-load")
         # Of its own: noise is wanted now, images of the next row block are in no hurry.
@@ -84,8 +86,9 @@ class Loader:
         left_out: dict[int, LeftOut] = {}
         for i, row in enumerate(rows):
             content = _read(data, row)
+            place = crop_for(seed, data.ids[row], crop, self._image_size)
             try:
-                pixels[i] = decode(content, self._image_size, crop_for(seed, data.ids[row], crop, self._image_size))
+                pixels[i] = decode(content, self._image_size, place, self._resize)
             except UndecodableImage as error:
                 left_out[row] = LeftOut(data.ids[row], str(error))
         return ImageBatch(rows.start, list(data.ids[rows.start : rows.stop]), pixels, left_out)

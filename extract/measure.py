@@ -15,16 +15,16 @@ _REPEATS = 3
 def seconds_per_forward(job: Job) -> float:
     """Seconds of a forward pass to the deepest block, pooling included, per image; the median of three batches."""
     backbone = load_backbone(job)
-    sizes: dict[int, set[int]] = {}
+    pools: dict[int, set[int | str]] = {}
     for key in job.keys:
-        sizes.setdefault(key.block, set()).add(int(key.pool))
+        pools.setdefault(key.block, set()).add(key.pool)
     x = torch.zeros(job.header.batch_size, *backbone.sample_shape, device=backbone.device)
     seconds = []
     with torch.inference_mode():
         for _ in range(_REPEATS + 1):
             started = time.perf_counter()
-            for block, activation in backbone.features(x, job.spec.timesteps[0], sizes):
-                pooled = {size: value.cpu() for size, value in pool_map(activation, sizes[block]).items()}
+            for block, activation in backbone.features(x, job.keys[0].timestep, pools):
+                pooled = {pool: value.cpu() for pool, value in pool_map(activation, pools[block]).items()}
                 del pooled
             seconds.append(time.perf_counter() - started)
     return sorted(seconds[1:])[_REPEATS // 2] / job.header.batch_size

@@ -54,7 +54,7 @@ class Step:
     """One forward pass: a batch of a crop at a timestep with a draw, and the settings it is for."""
 
     images: ImageBatch
-    timestep: int
+    timestep: int | None
     draw: int
     crop: int
     keys: Sequence[FeatureKey]
@@ -110,9 +110,12 @@ class Pipeline:
         # A GPU works beside the loader's threads. A CPU's cores are all in the forward pass, where one that is taken
         # away makes the others wait: there they take turns.
         self._side_by_side = backbone.device.type != "cpu"
-        self._loader = Loader(backbone.sample_shape[1], store.header.batch_size, threads)
+        self._loader = Loader(backbone.image_size, store.header.batch_size, threads, backbone.resize)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="diffssl-write")
         self._writes: deque[Future[object]] = deque()
+        # Latents cost as much as a pass of the U-Net and are small: those of a row block stay for its other timesteps.
+        self._latent = backbone.sample_shape[1:] != (backbone.image_size, backbone.image_size)
+        self._latents: dict[int, Tensor] = {}
 
     def run(self, work: Sequence[Work]) -> None:
         """Do the work. Whatever ends it, commits that were started are finished and no others are made."""
@@ -152,6 +155,7 @@ class Pipeline:
         writers = {
             timestep: UnitWriter(self._store, item.split, item.row_block, keys, ids) for timestep, keys in item.keys.items()
         }
+        self._latents.clear()
         pending: _Started | None = None
         for step, noise in self._with_noise(self._steps(item, batches)):
             started = self._forward(step, noise)
@@ -176,13 +180,11 @@ class Pipeline:
         if self._seed is None:
             yield from ((step, None) for step in steps)
             return
-        shape = self._backbone.sample_shape
         drawn: deque[tuple[Step, Future[NDArray[np.float32]]]] = deque()
         while True:
             if not drawn or self._side_by_side:
                 for step in islice(steps, _NOISE_AHEAD - len(drawn)):
-                    noise = self._loader.noise(self._seed, step.images.ids, step.timestep, shape, step.draw, step.crop)
-                    drawn.append((step, noise))
+                    drawn.append((step, self._draw(step, self._seed)))
                 if not self._side_by_side:
                     for _, noise in drawn:
                         self._wait(noise)
@@ -191,13 +193,18 @@ class Pipeline:
             step, noise = drawn.popleft()
             yield step, self._wait(noise)
 
+    def _draw(self, step: Step, seed: int) -> Future[NDArray[np.float32]]:
+        if step.timestep is None:
+            raise ValueError(f"settings without a timestep have no noise, got the seed {seed}")
+        shape = self._backbone.sample_shape
+        return self._loader.noise(seed, step.images.ids, step.timestep, shape, step.draw, step.crop)
+
     @torch.inference_mode()
     def _forward(self, step: Step, noise: NDArray[np.float32] | None) -> _Started:
         """Start the forward pass and the copy of its pooled features to the host."""
         started = time.perf_counter()
-        pixels = self._to_device(step.images.pixels)
-        x = self._backbone.encode(pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1)
-        if noise is not None:
+        x = self._encode(step.images)
+        if noise is not None and step.timestep is not None:
             x = self._backbone.diffuse(x, self._to_device(noise), step.timestep)
         sizes: dict[int, dict[Any, FeatureKey]] = {}
         for key in step.keys:
@@ -214,6 +221,16 @@ class Pipeline:
         wait = _after_copies(self._backbone.device)
         self.timings.backbone += time.perf_counter() - started
         return _Started(step, host, wait)
+
+    def _encode(self, images: ImageBatch) -> Tensor:
+        """(batch_size, *sample_shape) float32 on the device: each image is encoded once a row block."""
+        if images.start in self._latents:
+            return self._latents[images.start]
+        pixels = self._to_device(images.pixels)
+        x = self._backbone.encode(pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1)
+        if self._latent:
+            self._latents[images.start] = x
+        return x
 
     def _hand_over(self, writer: UnitWriter, done: _Started) -> None:
         """Give the features of a step to the writer's thread."""

@@ -13,16 +13,17 @@ from .sources import ALL
 
 _TRAINING = ("train", ALL)
 _DOCUMENT_BYTES = 2048  # of a zarr.json, and about that of a commit
+_ByStep = dict[int | None, list[FeatureKey]]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is missing of one crop of one row block: settings by timestep."""
+    """What is missing of one crop of one row block: settings by timestep, None for an encoder without."""
 
     split: str
     row_block: int
     rows: range
-    keys: Mapping[int, Sequence[FeatureKey]]
+    keys: Mapping[int | None, Sequence[FeatureKey]]
     crop: int = 0
 
     @property
@@ -150,9 +151,9 @@ def _by_crop(keys: Sequence[FeatureKey]) -> dict[int, list[FeatureKey]]:
     return {crop: [key for key in keys if key.crop == crop] for crop in sorted({key.crop for key in keys})}
 
 
-def _missing(store: FeatureStore | None, split: str, row_block: int, keys: Sequence[FeatureKey]) -> dict[int, list[FeatureKey]]:
-    by_step: dict[int, list[FeatureKey]] = {}
-    for key in keys:
+def _missing(store: FeatureStore | None, split: str, row_block: int, keys: Sequence[FeatureKey]) -> _ByStep:
+    by_step: _ByStep = {}
+    for key in sorted(keys, key=lambda key: -1 if key.timestep is None else key.timestep):
         if store is None or row_block not in store.journal.row_blocks(split, key):
-            by_step.setdefault(key.timestep or 0, []).append(key)
-    return dict(sorted(by_step.items()))
+            by_step.setdefault(key.timestep, []).append(key)
+    return by_step

@@ -10,29 +10,18 @@ import numpy as np
 
 from ..store import Block, Identity, StoreHeader, expand
 from ..store.layout import default_row_block, fit_row_block
-from ..store.selection import format_numbers
+from ..store.selection import CLASS_TOKEN, format_numbers
 from . import noise
 from .errors import ExtractError, UnknownBlock
-from .images import preprocessing
+from .model import Model
 from .sources import DataSet
 from .spec import ExtractSpec
-from .zoo import BUNDLED, PUBLISHED, ModelSource, check_condition, find_model
 
 if TYPE_CHECKING:
     import torch
 
 
-def pick_model(spec: ExtractSpec, there: StoreHeader | None) -> ModelSource:
-    """The model asked for, else the store's, else the bundled one. Raises ``ExtractError``."""
-    name = spec.model
-    if name is None and spec.checkpoint is None and there is not None:
-        name = there.model
-        if name != BUNDLED and name not in PUBLISHED:
-            raise ExtractError(f"{spec.store} was made with the checkpoint {name}; give --checkpoint and --model-config again")
-    return find_model(name, spec.checkpoint, spec.model_config)
-
-
-def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: StoreHeader | None) -> StoreHeader:
+def make_header(spec: ExtractSpec, model: Model, data: DataSet, there: StoreHeader | None) -> StoreHeader:
     """The header that the store must have for this run.
 
     Args:
@@ -42,20 +31,19 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
         there: header of the store, None if there is none.
     """
     from_store: Mapping[str, Any] = there.identity.fields if there is not None else {}
-    noise_there = from_store.get("noise", {})
-    image_size = int(model.config["image_size"])
+    timesteps = timesteps_of(spec, model)
     fields = {
-        "weights_sha256": model.sha256() if model.weights.exists() else from_store.get("weights_sha256", "not downloaded"),
+        "weights_sha256": model.weights_sha256() or from_store.get("weights_sha256", "not downloaded"),
         "model_config": model.identity(),
         "condition": condition_of(spec, model, there),
-        "preprocessing": preprocessing(image_size),
-        "noise": _noise(spec, noise_there),
-        "compute_dtype": spec.dtype or from_store.get("compute_dtype") or _compute_dtype(spec.device),
+        "preprocessing": model.preprocessing(),
+        "noise": _noise(spec, from_store.get("noise", {})) if timesteps != [None] else {"scheme": "none"},
+        "compute_dtype": compute_dtype(spec, there),
     }
-    blocks = there.blocks if there else _measure(model)
+    blocks = there.blocks if there else model.measure_blocks()
     store_dtype = spec.store_dtype or (there.dtype if there else "float16")
-    row_block = spec.row_block or (there.row_block if there else _row_block(spec, data, blocks, store_dtype))
-    batch_size = spec.batch_size or (there.batch_size if there else min(row_block, _batch_size(image_size, spec.device)))
+    row_block = spec.row_block or (there.row_block if there else _row_block(spec, data, blocks, timesteps, store_dtype))
+    batch_size = spec.batch_size or (there.batch_size if there else min(row_block, _batch_size(model.image_size, spec.device)))
     if batch_size > row_block:
         raise ExtractError(f"batches never cross a row block: --batch-size {batch_size} is more than its {row_block} rows")
     new_classes = sorted(set(data.classes) - set(there.classes)) if there else []
@@ -72,23 +60,51 @@ def make_header(spec: ExtractSpec, model: ModelSource, data: DataSet, there: Sto
     )
 
 
-def condition_of(spec: ExtractSpec, model: ModelSource, there: StoreHeader | None) -> str:
+def condition_of(spec: ExtractSpec, model: Model, there: StoreHeader | None) -> str:
     """The condition asked for, else the store's. Raises ``ExtractError`` where it is missing or makes no sense."""
-    stored = there.identity.fields.get("condition") if there is not None and model.config["class_cond"] else None
-    return check_condition(model.config, spec.condition or stored)
+    stored = there.identity.fields.get("condition") if there is not None and model.conditional else None
+    return model.condition(stored if spec.condition is None else spec.condition)
 
 
-def check_settings(spec: ExtractSpec, header: StoreHeader, model: ModelSource) -> None:
-    """Raise ``UnknownBlock`` for blocks or timesteps that the model does not have."""
+def timesteps_of(spec: ExtractSpec, model: Model) -> list[int | None]:
+    """The timesteps asked for; [None] for an encoder without.
+
+    Raises:
+        ExtractError: a model with timesteps got none, or an encoder got what means nothing to it.
+    """
+    if model.diffusion_steps is not None:
+        if not spec.timesteps:
+            last = model.diffusion_steps - 1
+            raise ExtractError(f"--timesteps is needed, such as --timesteps 10,90: {model.name} has 0 to {last}")
+        return list(spec.timesteps)
+    given = {
+        "--timesteps": format_numbers(list(spec.timesteps)),
+        "--seed": "" if spec.seed is None else str(spec.seed),
+        "--noise": "gaussian" if spec.noise == "gaussian" else "",
+        "--draws": str(spec.draws) if spec.draws > 1 else "",
+    }
+    for option, value in given.items():
+        if value:
+            raise ExtractError(f"{model.name} is an encoder without timesteps, so {option} {value} means nothing to it")
+    return [None]
+
+
+def check_settings(spec: ExtractSpec, header: StoreHeader, model: Model) -> None:
+    """Raise ``UnknownBlock`` for blocks, class tokens or timesteps that the model does not have."""
     numbers = [block.number for block in header.blocks]
     unknown = sorted(set(spec.blocks) - set(numbers))
     if unknown:
         raise UnknownBlock(
             f"{model.name} has no block {format_numbers(unknown)}; its blocks are {format_numbers(numbers)} (--list-blocks)"
         )
-    steps = int(model.config["diffusion_steps"])
-    late = [timestep for timestep in spec.timesteps if not 0 <= timestep < steps]
-    if late:
+    with_token = [block.number for block in header.blocks if block.class_token]
+    bare = [number for number, own in spec.blocks.items() if CLASS_TOKEN in (own or spec.pools) and number not in with_token]
+    if bare:
+        theirs = f"blocks {format_numbers(with_token)} have" if with_token else "none of its blocks has"
+        raise UnknownBlock(f"{model.name} has no class token at block {format_numbers(bare)} (pool cls); {theirs} one")
+    steps = model.diffusion_steps
+    late = [] if steps is None else [timestep for timestep in spec.timesteps if not 0 <= timestep < steps]
+    if steps is not None and late:
         raise UnknownBlock(f"{model.name} has no timestep {format_numbers(late)}; its timesteps are 0 to {steps - 1}")
 
 
@@ -132,30 +148,25 @@ def _noise(spec: ExtractSpec, there: Mapping[str, Any]) -> dict[str, Any]:
     return {"scheme": noise.SCHEME, "seed": there.get("seed", 0) if spec.seed is None else spec.seed}
 
 
-def _row_block(spec: ExtractSpec, data: DataSet, blocks: Sequence[Block], dtype: str) -> int:
+def _row_block(spec: ExtractSpec, data: DataSet, blocks: Sequence[Block], timesteps: Sequence[int | None], dtype: str) -> int:
     """Rows of a row block of a new store, by the rows, the workers and the grid."""
     rows = [min(len(split.ids), spec.limit or len(split.ids)) for split in data.splits.values()]
     known = {block.number: own for block in blocks if (own := spec.blocks.get(block.number)) is not None}
-    keys = expand(blocks, known, spec.timesteps, spec.pools, range(spec.draws), range(spec.crops))
+    keys = expand(blocks, known, timesteps, spec.pools, range(spec.draws), range(spec.crops))
     layouts = (StoreHeader.row_shape(blocks, key) for key in keys)
-    unit_bytes = sum(math.prod(shape) for shape in layouts) * np.dtype(dtype).itemsize // len(spec.timesteps)
+    unit_bytes = sum(math.prod(shape) for shape in layouts) * np.dtype(dtype).itemsize // len(timesteps)
     most = max(len(split.ids) for split in data.splits.values())
     workers = max(spec.sharing, spec.part[1])
     return fit_row_block(default_row_block(most, spec.limit), sum(rows), workers, len(keys), unit_bytes)
 
 
-def _compute_dtype(device: str) -> str:
-    """float32 on a CPU; float16 by autocast on a GPU, as the papers do."""
-    return "float16" if pick_device(device).type == "cuda" else "float32"
+def compute_dtype(spec: ExtractSpec, there: StoreHeader | None) -> str:
+    """The compute dtype asked for, else the store's, else float32 on a CPU and float16 by autocast on a GPU, as the papers."""
+    stored = None if there is None else there.identity.fields.get("compute_dtype")
+    return spec.dtype or stored or ("float16" if pick_device(spec.device).type == "cuda" else "float32")
 
 
 def _batch_size(image_size: int, device: str) -> int:
     """Images of a forward pass: on a CPU small enough for its caches, on a GPU large enough to fill it."""
     pixels = (1 << 22) if pick_device(device).type == "cuda" else (1 << 15)
     return max(1, min(256, pixels // image_size**2))
-
-
-def _measure(model: ModelSource) -> list[Block]:
-    from .adm import measure_blocks
-
-    return measure_blocks(model.config)

@@ -20,13 +20,14 @@ class ExtractSpec:
 
     Attributes:
         blocks: block number -> pools of its own, empty for ``pools``.
-        timesteps: 0-based diffusion timesteps.
-        pools: sides of pooled maps, or ``"full"``.
+        timesteps: 0-based diffusion timesteps; none for an encoder without timesteps.
+        pools: sides of pooled maps, ``"full"``, or ``"cls"`` for a class token.
         data: sources of images, see :func:`diffssl.extract.sources.load_data`.
         labels: CSV of labels for a flat folder.
         only: files of ids, ``FILE`` or ``split=FILE``, see :func:`diffssl.extract.subsets.restrict`; empty for all images.
-        model: name of a bundled or published model; the bundled one by default.
-        checkpoint, model_config: files of a user's own model instead; both or neither.
+        model: name of a bundled or published model, ``timm:NAME`` or ``diffusers:ID``; the bundled one by default.
+        checkpoint, model_config: files of a user's own ADM instead, both or neither; a checkpoint alone with ``timm:NAME``.
+        backbone: ``FILE.py:FUNCTION`` of a user's own backbone instead.
         condition: for class-conditional models.
         store: path or URL of the store.
         seed: of the noise; 0 by default.
@@ -46,7 +47,7 @@ class ExtractSpec:
     """
 
     blocks: Mapping[int, set[int | str]]
-    timesteps: Sequence[int]
+    timesteps: Sequence[int] = ()
     pools: Sequence[int | str] = (1,)
     data: Sequence[str] = (DIGITS,)
     labels: Path | None = None
@@ -54,6 +55,7 @@ class ExtractSpec:
     model: str | None = None
     checkpoint: Path | None = None
     model_config: Path | None = None
+    backbone: str | None = None
     condition: str | None = None
     store: Path | str = Path("feats.zarr")
     seed: int | None = None
@@ -72,12 +74,17 @@ class ExtractSpec:
     command: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.blocks or not self.timesteps or not self.pools or not self.data:
-            raise ValueError("at least one block, timestep, pool and source of images are needed")
-        if (self.checkpoint is None) != (self.model_config is None):
+        if not self.blocks or not self.pools or not self.data:
+            raise ValueError("at least one block, pool and source of images are needed")
+        if self.model is not None and self.model.startswith("timm:"):
+            if self.model_config is not None:
+                raise ValueError(f"--model-config is of guided-diffusion, and --model is {self.model}")
+        elif (self.checkpoint is None) != (self.model_config is None):
             raise ValueError("--checkpoint and --model-config go together")
-        if self.checkpoint is not None and self.model is not None:
+        elif self.checkpoint is not None and self.model is not None:
             raise ValueError("--model and --checkpoint exclude each other")
+        if self.backbone is not None and (self.model is not None or self.checkpoint is not None):
+            raise ValueError("--backbone excludes --model and --checkpoint")
         if self.row_block is not None and (self.row_block < 1 or self.row_block & (self.row_block - 1)):
             raise ValueError(f"--row-block must be a power of two, got {self.row_block}")
         if self.noise == "none" and self.draws > 1:

@@ -1,16 +1,23 @@
-"""Which models there are: the bundled one, OpenAI's published ADM checkpoints, and a user's own. No torch here."""
+"""ADMs: the bundled one, OpenAI's published checkpoints, and a user's own. No torch is imported with it."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..store import Block
 from .errors import ExtractError, UnknownModel
+from .images import preprocessing
+
+if TYPE_CHECKING:
+    import torch
+
+    from .adm import ADM
 
 BUNDLED = "adm32-cifar10"
 CONDITIONS = "none, mean, or a class number"
@@ -95,7 +102,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that can be loaded: its configuration and where its weights are.
+    """An ADM as a :class:`~diffssl.extract.model.Model`: its configuration and where its weights are.
 
     Attributes:
         name: for people.
@@ -120,6 +127,51 @@ class ModelSource:
     def identity(self) -> dict[str, Any]:
         """The part of the configuration that decides what features are."""
         return {name: value for name, value in sorted(self.config.items()) if name not in _NOT_IDENTITY}
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return int(self.config["image_size"])
+
+    @property
+    def diffusion_steps(self) -> int:
+        """Number of timesteps."""
+        return int(self.config["diffusion_steps"])
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it is class-conditional."""
+        return bool(self.config["class_cond"])
+
+    def condition(self, wanted: str | None) -> str:
+        """See :func:`check_condition`."""
+        return check_condition(self.config, wanted)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """guided-diffusion's own."""
+        return preprocessing(self.image_size)
+
+    def weights_sha256(self) -> str | None:
+        """SHA-256 of the weights file; None while it is not downloaded."""
+        return self.sha256() if self.weights.exists() else None
+
+    def fetch(self, echo: Callable[[str], object]) -> None:
+        """Download published weights, unless they are there. Raises ``MissingWeights``."""
+        from .download import fetch_weights
+
+        fetch_weights(self, echo)
+
+    def measure_blocks(self) -> list[Block]:
+        """Kind, channels, size and cumulative GFLOP of every block. Imports torch."""
+        from .adm import measure_blocks
+
+        return measure_blocks(self.config)
+
+    def load(self, device: torch.device, dtype: torch.dtype, condition: str) -> ADM:
+        """The U-Net on its device. Raises ``CheckpointMismatch`` or ``ExtractError``."""
+        from .adm import load_adm
+
+        return load_adm(self, device, condition, dtype)
 
 
 def cache_folder() -> Path:
@@ -148,7 +200,7 @@ def find_model(name: str | None, checkpoint: Path | None, config_file: Path | No
 def model_config(name: str) -> dict[str, Any]:
     """Full configuration of a published model. Raises ``UnknownModel``."""
     if name not in PUBLISHED:
-        raise UnknownModel(f"there is no model {name!r}; known are {', '.join([BUNDLED, *PUBLISHED])}")
+        raise UnknownModel(f"there is no model {name!r}; known are {', '.join([BUNDLED, *PUBLISHED])}, timm:NAME, diffusers:ID")
     return DEFAULTS | PUBLISHED[name][1]
 
 

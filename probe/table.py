@@ -21,15 +21,16 @@ def ranking(results: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     for row in rows[:_SHOWN]:
         lines.append(
-            f"{row['head']:<8}{row['block']:>6}{row['timestep']!s:>10}{row['pool']!s:>6}{row['val']:>11.4f}"
+            f"{row['head']:<8}{row['block']:>6}{_step(row):>10}{row['pool']!s:>6}{row['val']:>11.4f}"
             f"{row['test']:>12.4f}  [{row['low']:.4f}, {row['high']:.4f}] {row['flags']}".rstrip()
         )
     if len(rows) > _SHOWN:
         lines.append(f"… and {len(rows) - _SHOWN} more")
     best = rows[0]
     copy = "".join(f", {name}" for name in _copy(best))
+    step = "" if best["timestep"] is None else f", timestep {best['timestep']}"
     lines.append(
-        f"best by val: {best['head']} on block {best['block']}, timestep {best['timestep']}, pool {best['pool']}{copy}: "
+        f"best by val: {best['head']} on block {best['block']}{step}, pool {best['pool']}{copy}: "
         f"test top-1 {best['test']:.4f} [{best['low']:.4f}, {best['high']:.4f}] on {best['n_test']} rows"
     )
     return lines
@@ -40,6 +41,11 @@ def _by_setting(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, 
     for result in results:
         groups.setdefault(tuple(result[name] for name in _SETTING), []).append(result)
     return list(groups.values())
+
+
+def _step(result: Mapping[str, Any]) -> str:
+    """The timestep; a dash for an encoder without."""
+    return "-" if result["timestep"] is None else str(result["timestep"])
 
 
 def _copy(result: Mapping[str, Any]) -> list[str]:

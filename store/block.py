@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .key import FeatureKey
-from .selection import FULL
+from .selection import CLASS_TOKEN, FULL
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Block:
         size: height and width of its output map.
         gflop: GFLOP (2 x multiply-adds) per image of a forward pass that stops after this block.
         share: ``gflop`` as a fraction of the full forward pass.
+        class_token: it has a class token beside its map, which is the pool ``cls``.
     """
 
     number: int
@@ -29,18 +30,28 @@ class Block:
     size: int
     gflop: float
     share: float
+    class_token: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """JSON value of the block."""
-        return asdict(self)
+        """JSON value of the block; of a class token only where there is one, as in stores from before there were any."""
+        value = asdict(self)
+        if not self.class_token:
+            del value["class_token"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Block:
         """Invert :meth:`to_json`; unknown fields are ignored."""
-        return cls(**{name: value[name] for name in cls.__dataclass_fields__})
+        plain = {name: value[name] for name in cls.__dataclass_fields__ if name != "class_token"}
+        return cls(**plain, class_token=value.get("class_token", False))
 
-    def pool(self, pool: int | str) -> int:
-        """True side of the pooled map: ``full`` and a pool larger than the map both mean the map as it is."""
+    def pool(self, pool: int | str) -> int | str:
+        """The stored pool: ``cls`` as it is, else the true side of the pooled map.
+
+        ``full`` and a pool larger than the map both mean the map as it is.
+        """
+        if pool == CLASS_TOKEN:
+            return CLASS_TOKEN
         return self.size if pool == FULL else min(int(pool), self.size)
 
 
@@ -83,5 +94,5 @@ def merged_pools(blocks: Sequence[Block], wanted: Mapping[int, Iterable[int | st
         f"block {number}: pool {pool} is stored as {table[number].size}, the size of its map"
         for number, own in wanted.items()
         for pool in (list(own) or pools)
-        if pool != FULL and int(pool) > table[number].size
+        if pool not in (FULL, CLASS_TOKEN) and int(pool) > table[number].size
     ]

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .selection import format_numbers
-
-CLASS_TOKEN = "cls"
+from .selection import CLASS_TOKEN, format_numbers
 
 _PATH = re.compile(r"b(\d+)/(?:p(\d+)|(cls))/t(\d+|none)(?:_d(\d+))?(?:_c(\d+))?")
 
@@ -72,7 +70,8 @@ class FeatureKey:
 
     def __str__(self) -> str:
         """The setting in the words of the command line."""
-        text = f"block {self.block}, timestep {self.timestep}, pool {self.pool}"
+        text = f"block {self.block}" + ("" if self.timestep is None else f", timestep {self.timestep}")
+        text += f", pool {self.pool}"
         text += f", draw {self.draw}" if self.draw else ""
         return text + (f", crop {self.crop}" if self.crop else "")
 

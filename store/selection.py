@@ -1,10 +1,11 @@
-"""Lists on the command line: ``1-37``, ``10-500:20``, ``19@8,24@full``."""
+"""Lists on the command line: ``1-37``, ``10-500:20``, ``19@8,24@full``, ``cls,1``."""
 
 from __future__ import annotations
 
 import re
 
 FULL = "full"
+CLASS_TOKEN = "cls"
 
 _ITEM = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 
@@ -30,10 +31,10 @@ def parse_numbers(text: str) -> list[int]:
 
 
 def parse_pools(text: str) -> list[int | str]:
-    """Parse a list of pool sizes: positive numbers, ranges and ``full`` for the whole map."""
+    """Parse a list of pool sizes: positive numbers, ranges, ``full`` for the whole map and ``cls`` for the class token."""
     pools: set[int | str] = set()
     for item in (part.strip() for part in text.split(",")):
-        pools.update([FULL] if item == FULL else parse_numbers(item))
+        pools.update([item] if item in (FULL, CLASS_TOKEN) else parse_numbers(item))
     if 0 in pools:
         raise ValueError(f"a pool must be at least 1, got {text!r}")
     return sorted(pools, key=lambda pool: (isinstance(pool, str), pool))

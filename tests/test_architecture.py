@@ -24,6 +24,9 @@ MAY_IMPORT = {"store": set(), "extract": {"store"}, "probe": {"store"}, "analysi
 ONLY_IN = {
     "guided_diffusion": {"extract/adm.py"},
     "matplotlib": {"analysis/plots.py"},
+    "timm": {"extract/timm_models.py"},
+    "diffusers": {"extract/diffusers_models.py"},
+    "transformers": {"extract/diffusers_models.py"},
     "click": {f"{folder}/cli.py" for folder in FOLDERS},
     "obstore": {"store/connection.py", "store/object_storage.py"},
 }
@@ -205,11 +208,12 @@ def test_every_import_is_a_requirement() -> None:
         "sklearn": "scikit-learn",
         "guided_diffusion": "guided-diffusion-sdk",
         "google_crc32c": "google-crc32c",
+        "huggingface_hub": "huggingface-hub",
         "distributed": "dask",  # dask[distributed]
     }
-    extras = "\n".join(setup()["options.extras_require"][extra] for extra in ("hf", "torchvision"))
-    every = lines(setup()["options"]["install_requires"]) + lines(extras)
-    required = {re.split(r"[\s\[<>=]", line)[0] for line in every}
+    names_of_extras = ("hf", "torchvision", "timm", "diffusers")
+    extras = [line for extra in names_of_extras for line in lines(setup()["options.extras_require"][extra])]
+    required = {re.split(r"[\s\[<>=]", line)[0] for line in lines(setup()["options"]["install_requires"]) + extras}
     outside = set().union(*(roots(path) for path in SOURCES)) - {"diffssl"} - sys.stdlib_module_names
     outside = {names.get(root, root) for root in outside}
     assert outside - required == {"obstore"}  # store/location.py says what to install where it is missing

@@ -101,3 +101,12 @@ def test_seeds_are_told(line: Line, tmp_path: Path) -> None:
 def test_equal_values_can_be_drawn(line: Line, tmp_path: Path) -> None:
     draw_maps(accuracy_maps([line(1, 10, 1.0, 1.0)]), "val", tmp_path / "map.svg")
     assert "100.0" in texts(tmp_path / "map.svg")
+
+
+def test_an_encoder_without_timesteps_is_one_column(line: Line, tmp_path: Path) -> None:
+    draw_maps(accuracy_maps([line(2, None, 0.5, 0.25), line(7, None, 0.75, 0.625)]), "val", tmp_path / "map.svg")
+    found = texts(tmp_path / "map.svg")
+    assert {"50.0", "75.0", "2", "7", "block", "an encoder without timesteps"} <= set(found)
+    assert "timestep" not in found
+    assert "None" not in " ".join(found)
+    assert "best by val: block 7: test 62.5 %" in " ".join(found)

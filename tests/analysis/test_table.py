@@ -79,11 +79,11 @@ def test_a_pool_that_was_not_probed_is_not_another(make_store: MakeStore) -> Non
     assert shown == {1, 3}
 
 
-def test_results_without_timesteps_have_no_map(line: Line) -> None:
-    one = only([line(1, 10, 0.5, 0.5), line(1, None, 0.9, 0.9)])
-    assert one.timesteps == [10]
-    with pytest.raises(NoResults):
-        accuracy_maps([line(1, None, 0.9, 0.9)])
+def test_results_without_timesteps_are_one_column(line: Line) -> None:
+    one = only([line(1, None, 0.9, 0.8), line(2, None, 0.7, 0.95)])
+    assert (one.blocks, one.timesteps, one.best) == ([1, 2], [None], (0, 0))
+    assert one.val.tolist() == [[0.9], [0.7]]
+    assert only([line(1, 10, 0.5, 0.5), line(1, None, 0.9, 0.9)]).timesteps == [10]
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,6 @@ def test_stray_files_are_noted(small: list[str], run_main: RunMain, tmp_path: Pa
     ("options", "message"),
     [
         ([], "--blocks is needed, such as --blocks 18,24 --timesteps 10,90"),
-        (["--blocks", "18"], "--timesteps is needed"),
         (["--blocks", "18,x", "--timesteps", "10"], "is not a number or a range (such as 24, 1-37"),
         (["--blocks", "0", "--timesteps", "10"], "numbered from 1"),
         (["--blocks", "9-3", "--timesteps", "10"], "empty range"),
@@ -201,6 +200,14 @@ def test_bad_options(
     assert err.count("Error: ") == 1
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_timesteps_wants_some(run_main: RunMain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the images are listed."""
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_main("--blocks", "18", "--data", "nowhere")
+    assert code == 1
+    assert err == f"Error: --timesteps is needed, such as --timesteps 10,90: {BUNDLED} has 0 to 999\n"
 
 
 @pytest.mark.parametrize(

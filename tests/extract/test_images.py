@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffssl.extract.images import MAX_PIXELS, SUFFIXES, UndecodableImage, decode, preprocessing
+from diffssl.extract.crops import RandomCrop
+from diffssl.extract.images import MAX_PIXELS, SUFFIXES, Resize, UndecodableImage, decode, preprocessing
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -317,3 +318,54 @@ def test_preprocessing_is_an_identity() -> None:
 
 def test_suffixes() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"} == set(SUFFIXES)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (45, 31), (31, 45), (70, 20)])
+@pytest.mark.parametrize(("name", "filter_"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)])
+def test_resizing_as_torchvision_does(
+    photo: NDArray[np.uint8], size: tuple[int, int], name: str, filter_: Image.Resampling
+) -> None:
+    """By its own arithmetic: the longer side is cut to a whole number, the place of the crop is rounded to even."""
+    image = crop(photo, *size)
+    short, long = sorted(size)
+    longer = int(27 * long / short)
+    resized = image.resize((27, longer) if size[0] < size[1] else (longer, 27), filter_)
+    left, top = round((resized.width - 24) / 2.0), round((resized.height - 24) / 2.0)
+    found = decode(encoded(image, "PNG"), 24, None, Resize(name, halvings=False, crop_pct=0.875))
+    np.testing.assert_array_equal(found, np.asarray(resized)[top : top + 24, left : left + 24])
+
+
+def test_squashed_images_lose_nothing_but_their_shape(photo: NDArray[np.uint8]) -> None:
+    image = crop(photo, 70, 30)
+    found = decode(encoded(image, "PNG"), 24, None, Resize(halvings=False, squash=True))
+    np.testing.assert_array_equal(found, np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC)))
+
+
+def test_a_training_crop_says_itself_how_large_it_is(photo: NDArray[np.uint8]) -> None:
+    image = crop(photo, 64, 48)
+    place = RandomCrop(30, 0.99, 0.0, False)
+    found = decode(encoded(image, "PNG"), 24, place, Resize("bilinear", halvings=False, crop_pct=0.5))
+    resized = image.resize((40, 30), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(found, np.asarray(resized)[6:30, 0:24])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"interpolation": "cubic"}, "bilinear.*got 'cubic'"), ({"crop_pct": 1.5}, r"got 1\.5")]
+)
+def test_impossible_resizing(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Resize(**options)
+
+
+def test_identity_of_preprocessing() -> None:
+    assert preprocessing(32) == {
+        "size": 32,
+        "resize": "shorter side, box halvings then bicubic",
+        "crop": "centre",
+        "range": "[-1, 1]",
+        "colour": "RGB, alpha dropped, 16-bit by its high byte",
+        "orientation": "exif",
+    }
+    own = preprocessing(224, Resize("bilinear", halvings=False, crop_pct=0.875))
+    assert own["resize"] == "shorter side to 256, bilinear"
+    assert preprocessing(224, Resize(halvings=False, squash=True))["resize"] == "both sides, bicubic"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from diffssl.extract.pooling import pool_map
+from diffssl.extract.pooling import Tokens, pool_map
 
 
 def activation(size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -16,7 +16,8 @@ def test_every_size_is_torchs_adaptive_pooling(size: int) -> None:
     wanted = list(range(1, size + 1))
     pooled = pool_map(values, wanted)
     assert sorted(pooled) == wanted
-    for p, found in pooled.items():
+    for p in wanted:
+        found = pooled[p]
         torch.testing.assert_close(found, F.adaptive_avg_pool2d(values, p), rtol=0, atol=4e-6)  # another order of sums
         assert found.shape == (3, 5, p, p)
         assert found.dtype == torch.float32
@@ -38,7 +39,9 @@ def test_the_whole_map_is_the_map_as_it_is() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_pools_in_float32_whatever_the_compute_dtype(dtype: torch.dtype) -> None:
     values = activation(16, dtype)
-    for p, found in pool_map(values, [1, 5, 16]).items():
+    pooled = pool_map(values, [1, 5, 16])
+    for p in (1, 5, 16):
+        found = pooled[p]
         assert found.dtype == torch.float32
         assert torch.equal(found, F.adaptive_avg_pool2d(values.float(), p))
 
@@ -67,3 +70,18 @@ def test_layout_of_the_map_does_not_matter() -> None:
     values = activation(16)
     for p, found in pool_map(values.to(memory_format=torch.channels_last), [1, 2, 5, 16]).items():
         torch.testing.assert_close(found, pool_map(values, [p])[p], rtol=1e-6, atol=1e-6)
+
+
+def test_a_class_token_is_a_pool_of_its_own() -> None:
+    token = torch.randn(3, 5, dtype=torch.float16)
+    pooled = pool_map(Tokens(activation(8), token), ["cls", 1, 8])
+    assert list(pooled) == ["cls", 1, 8]
+    assert torch.equal(pooled["cls"], token.float()[:, :, None, None])
+    assert torch.equal(pooled[8], activation(8))
+    assert torch.equal(pooled[1], pool_map(activation(8), [1])[1])
+    assert list(pool_map(Tokens(activation(8), token), ["cls"])) == ["cls"]
+
+
+def test_a_map_without_class_token_has_none() -> None:
+    with pytest.raises(ValueError, match=r"pool cls of an activation without a class token, \(3, 5, 8, 8\)"):
+        pool_map(activation(8), ["cls", 1])

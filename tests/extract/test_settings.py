@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from diffssl.extract import ExtractError, ExtractSpec, UnknownBlock
+from diffssl.extract.choose import pick_model
 from diffssl.extract.noise import SCHEME
 from diffssl.extract.settings import (
     check_settings,
     describe_blocks,
     make_header,
     pick_device,
-    pick_model,
+    timesteps_of,
     torch_dtype,
 )
 from diffssl.extract.sources import DataSet, SplitData
@@ -174,7 +175,7 @@ def test_the_model_of_the_store(there: StoreHeader, tiny: dict[str, Any]) -> Non
     assert pick_model(ExtractSpec(**MINIMAL), None).name == BUNDLED
     assert pick_model(ExtractSpec(**MINIMAL), there).name == BUNDLED
     own = replace(there, model="unet.safetensors")
-    assert pick_model(ExtractSpec(**MINIMAL, **tiny), own).weights == tiny["checkpoint"]
+    assert pick_model(ExtractSpec(**MINIMAL, **tiny), own) == find_model(None, *tiny.values())
     with pytest.raises(ExtractError, match=r"unet\.safetensors; give --checkpoint and --model-config again"):
         pick_model(ExtractSpec(**MINIMAL), own)
 
@@ -191,6 +192,30 @@ def test_unknown_blocks_list_the_known(header: StoreHeader, blocks: Any, message
 def test_unknown_timesteps_list_the_known(header: StoreHeader, timesteps: list[int]) -> None:
     with pytest.raises(UnknownBlock, match="0 to 999"):
         check_settings(ExtractSpec(blocks={18: set()}, timesteps=timesteps), header, find_model(None, None, None))
+
+
+def test_identities_of_stores_that_exist_already() -> None:
+    """As they were when models other than ADMs were not known."""
+    source, rows = find_model(None, None, None), data({"all": 1}, ("cat",))
+    changes: list[dict[str, Any]] = [{}, {"seed": 3, "dtype": "bfloat16"}]
+    made = [make_header(ExtractSpec(**MINIMAL, **own), source, rows, None) for own in changes]
+    found = [header.identity.feature_id for header in made]
+    assert found == ["1ef343a6803044ef52d0c461216cfbe7", "df4e178bfb22d42b70575ef4d8378a9f"]
+
+
+def test_a_class_token_where_there_is_none(header: StoreHeader) -> None:
+    source = find_model(None, None, None)
+    with pytest.raises(UnknownBlock, match=r"no class token at block 18 \(pool cls\); none of its blocks has one"):
+        check_settings(ExtractSpec(blocks={18: set()}, timesteps=[10], pools=["cls", 1]), header, source)
+    with pytest.raises(UnknownBlock, match="at block 24"):
+        check_settings(ExtractSpec(blocks={18: set(), 24: {"cls"}}, timesteps=[10]), header, source)
+
+
+def test_timesteps_are_needed() -> None:
+    source = find_model(None, None, None)
+    assert timesteps_of(ExtractSpec(**MINIMAL), source) == [10]
+    with pytest.raises(ExtractError, match=r"--timesteps is needed.* has 0 to 999"):
+        timesteps_of(ExtractSpec(blocks={18: set()}), source)
 
 
 def test_known_settings_pass(header: StoreHeader) -> None:

@@ -102,3 +102,9 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     assert blocks([*lines[:-2], ""]) == list(range(100, 60, -1))
     assert lines[-2] == "… and 60 more"
     assert "block 100" in lines[-1]
+
+
+def test_an_encoder_without_timesteps_has_a_dash() -> None:
+    _, line, best = ranking([result(7, 0.5, 0.4, timestep=None, pool="cls")])
+    assert line.split()[:4] == ["linear", "7", "-", "cls"]
+    assert best.startswith("best by val: linear on block 7, pool cls: test top-1 0.4000")

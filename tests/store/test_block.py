@@ -48,3 +48,16 @@ def test_merged_pools_says_what_is_too_large() -> None:
     pools: list[int | str] = [4, 8, "full"]
     assert merged_pools(BLOCKS, {1: set(), 2: {16}}, [4, 8]) == ["block 2: pool 16 is stored as 4, the size of its map"]
     assert merged_pools(BLOCKS, {2: set()}, iter(pools)) == ["block 2: pool 8 is stored as 4, the size of its map"]
+
+
+def test_a_class_token_is_in_the_json_only_where_there_is_one() -> None:
+    block = Block(3, "Attn+MLP", 64, 4, 2.0, 1.0, class_token=True)
+    assert block.to_json()["class_token"] is True
+    assert Block.from_json(block.to_json()) == block
+    assert not Block.from_json(BLOCKS[0].to_json()).class_token
+
+
+def test_expand_with_class_tokens() -> None:
+    keys = expand(BLOCKS, {1: {"cls"}, 2: set()}, [None], ["cls", 8])
+    assert keys == [FeatureKey(1, None, "cls"), FeatureKey(2, None, "cls"), FeatureKey(2, None, 4)]
+    assert merged_pools(BLOCKS, {2: set()}, ["cls", 8]) == ["block 2: pool 8 is stored as 4, the size of its map"]

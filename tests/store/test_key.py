@@ -28,7 +28,7 @@ KEYS = st.builds(
         (FeatureKey(24, 90, 2, draw=1), "b24/p2/t90_d1", "block 24, timestep 90, pool 2, draw 1"),
         (FeatureKey(24, 90, 2, draw=1, crop=2), "b24/p2/t90_d1_c2", "block 24, timestep 90, pool 2, draw 1, crop 2"),
         (FeatureKey(24, 90, 2, crop=2), "b24/p2/t90_d0_c2", "block 24, timestep 90, pool 2, crop 2"),
-        (FeatureKey(12, None, "cls"), "b12/cls/tnone", "block 12, timestep None, pool cls"),
+        (FeatureKey(12, None, "cls"), "b12/cls/tnone", "block 12, pool cls"),
     ],
 )
 def test_path_and_text(key: FeatureKey, path: str, text: str) -> None:

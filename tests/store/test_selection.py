@@ -51,7 +51,14 @@ def test_parse_numbers_quotes_the_bad_part(text: str, bad: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "pools"),
-    [("1", [1]), ("4,1,2,1", [1, 2, 4]), ("1-3", [1, 2, 3]), ("full,2", [2, "full"]), (" full , full ", ["full"])],
+    [
+        ("1", [1]),
+        ("4,1,2,1", [1, 2, 4]),
+        ("1-3", [1, 2, 3]),
+        ("full,2", [2, "full"]),
+        (" full , full ", ["full"]),
+        ("cls,1", [1, "cls"]),
+    ],
 )
 def test_parse_pools(text: str, pools: list[int | str]) -> None:
     assert parse_pools(text) == pools

@@ -99,6 +99,28 @@ def test_a_store_survives_being_killed(start: Start, tmp_path: Path, same_values
     assert "nothing to do" in (tmp_path / "again.out").read_text()
 
 
+def test_parts_survive_being_killed(start: Start, tmp_path: Path, same_values: SameValues) -> None:
+    """Four parts at once, any of them killed at random moments and started again: the store of one process."""
+    rng = random.Random(20231129)
+    command = ["--blocks", "8@1,18", "--timesteps", "10,90", "--limit", "256", "--row-block", "32"]
+    running = {part: start(*command, "--store", "parts.zarr", "--part", f"{part}/4", name=f"part{part}") for part in range(4)}
+    killed = 0
+    for kill in range(KILLS):
+        time.sleep(rng.uniform(0.5, 4))
+        part = rng.choice(sorted(running))
+        running[part].kill()
+        killed += running[part].wait(SECONDS) == -signal.SIGKILL
+        running[part] = start(*command, "--store", "parts.zarr", "--part", f"{part}/4", name=f"part{part}-{kill}")
+    assert killed >= 1
+    for process in running.values():
+        assert process.wait(SECONDS) == 0
+    store = FeatureStore.open(tmp_path / "parts.zarr")
+    check_sound(store, 256)
+    blocks: dict[int, set[int | str]] = {8: {1}, 18: set()}
+    spec = ExtractSpec(blocks, [10, 90], limit=256, row_block=32, store=tmp_path / "alone.zarr", device="cpu")
+    same_values(store, extract(spec, lambda _: None))
+
+
 RACE = ["--blocks", "8", "--timesteps", "90", "--limit", "64", "--row-block", "32"]
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..store.cli import run
+from ..store.cli import ListType, run
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .choose import pick_model
 from .errors import Interrupted
@@ -22,24 +21,6 @@ from .spec import COMPUTE_DTYPES, STORE_DTYPES, ExtractSpec, parse_part
 from .zoo import BUNDLED, PUBLISHED
 
 
-class _List(click.ParamType[Any]):
-    """A click type from one of the parsers of ``store.selection``."""
-
-    name = "list"
-
-    def __init__(self, parse: Callable[[str], Any]) -> None:
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse the text of the option."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 def _row_block(text: str) -> int | None:
     if text != "auto" and not text.isdecimal():
         raise ValueError(f"a row block is a number of rows, or auto, got {text!r}")
@@ -48,9 +29,9 @@ def _row_block(text: str) -> int | None:
 
 @click.command()
 @click.version_option(package_name="diffssl")
-@click.option("--blocks", type=_List(parse_blocks), help="Blocks, such as 18,24 or 1-37 or 19@8,24@full.")
-@click.option("--timesteps", type=_List(parse_numbers), help="Timesteps, such as 10,90 or 10-500:20.")
-@click.option("--pools", type=_List(parse_pools), default="1", show_default=True, help="Pool sizes, or full.")
+@click.option("--blocks", type=ListType(parse_blocks), help="Blocks, such as 18,24 or 1-37 or 19@8,24@full.")
+@click.option("--timesteps", type=ListType(parse_numbers), help="Timesteps, such as 10,90 or 10-500:20.")
+@click.option("--pools", type=ListType(parse_pools), default="1", show_default=True, help="Pool sizes, or full.")
 @click.option("--data", multiple=True, default=[DIGITS], help="Images, or split=IMAGES (see docs/data.md); default: digits.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV (file,label) of a flat folder of images.")
 @click.option("--only", multiple=True, metavar="FILE", help="Only the ids in FILE, one a line, or split=FILE (repeatable).")
@@ -69,8 +50,10 @@ def _row_block(text: str) -> int | None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--dtype", type=click.Choice(COMPUTE_DTYPES), help="Compute dtype; default float32, float16 on a GPU.")
 @click.option("--store-dtype", type=click.Choice(STORE_DTYPES), help="Dtype on disk; default float16.")
-@click.option("--row-block", type=_List(_row_block), default="auto", show_default=True, help="Rows of a commit, a power of 2.")
-@click.option("--part", type=_List(parse_part), default="0/1", help="I/N: only the I-th of N parts, from 0; for job arrays.")
+@click.option(
+    "--row-block", type=ListType(_row_block), default="auto", show_default=True, help="Rows of a commit, a power of 2."
+)
+@click.option("--part", type=ListType(parse_part), default="0/1", help="I/N: only the I-th of N parts, from 0; for job arrays.")
 @click.option("--workers", type=click.IntRange(min=1), help="So many processes on this machine, one a GPU if there are GPUs.")
 @click.option("--dask", metavar="ADDRESS", help="Compute on a running Dask cluster, such as tcp://node1:8786.")
 @click.option("--max-bad", type=int, help="Undecodable images allowed; default 0.1 % of them, at least 1.")

@@ -23,7 +23,7 @@ from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_
 from ..store import FeatureStore
 from ..store.location import is_url
 from .errors import ExtractError
-from .job import Echo, Job, compute, load_backbone, open_store, prepare
+from .job import Echo, Job, begin, compute, prepare
 from .listing import named_split
 from .sources import is_absolute
 from .spec import ExtractSpec
@@ -176,9 +176,7 @@ def extract_row_block(run: str, spec: ExtractSpec, split: str, row_block: int, c
     with _turn:
         if run not in _sessions:
             _sessions.clear()
-            job = prepare(spec, lambda _: None)
-            backbone = load_backbone(job)
-            _sessions[run] = _Session(job, open_store(job, backbone), backbone)
+            _sessions[run] = _Session(*begin(prepare(spec, lambda _: None)))
         session = _sessions[run]
         plan = session.job.plan
         work = [item for item in plan.work if (item.split, item.row_block, item.crop) == (split, row_block, crop)]

@@ -14,6 +14,7 @@ import numpy as np
 from ..store import (
     FeatureKey,
     FeatureStore,
+    IdentityMismatch,
     StoreHeader,
     StoreNotFound,
     UnitWriter,
@@ -111,6 +112,26 @@ def open_store(job: Job, backbone: Backbone) -> FeatureStore:
         add_split(store, name, split.ids, split.labels)
         add_arrays(store, name, keys_of(name, job.keys), attributes)
     return store
+
+
+def begin(job: Job) -> tuple[Job, FeatureStore, Backbone]:
+    """Load the job's backbone and open its store.
+
+    Where another process made the store after the job was prepared, what was not asked for is taken from that store, as
+    if it had been there: the job that is returned may have other row blocks, batches or dtypes.
+
+    Raises:
+        DiffsslError: the backbone or the store cannot be used as asked.
+    """
+    backbone = load_backbone(job)
+    try:
+        return job, open_store(job, backbone), backbone
+    except IdentityMismatch:
+        if job.store is not None:
+            raise
+    job = prepare(job.spec, lambda _: None)
+    backbone = load_backbone(job)
+    return job, open_store(job, backbone), backbone
 
 
 def compute(job: Job, store: FeatureStore, backbone: Backbone, progress: Callable[[int], object]) -> Timings:

@@ -88,36 +88,46 @@ def make_plan(
         for split, block in row_blocks[first::step]
         for crop, own in by_crop[split].items()
     ]
-    gflop = {block.number: block.gflop for block in header.blocks}
     steps = {key.timestep for key in keys}
     left = [item for item in work if item.keys]
-    total_gflop, n_bytes, files = 0.0, 0, 0
-    arrays: set[tuple[str, str]] = set()
-    for item in left:
-        padded = -(-len(item.rows) // header.batch_size) * header.batch_size
-        for step_keys in item.keys.values():
-            for draw in {key.draw for key in step_keys}:
-                deepest = max(key.block for key in step_keys if key.draw == draw)
-                total_gflop += padded * gflop[deepest]
-            for key in step_keys:
-                layout = header.layout(key, rows[item.split])
-                shards = layout.shards_of(item.row_block)
-                n_bytes += sum(shard_file_bytes(layout, shard) for shard in shards)
-                files += len(shards)
-                arrays.add((item.split, key.path))
-            n_bytes += _DOCUMENT_BYTES
-            files += 1
+    n_bytes, files, arrays = _written(left, header, rows)
     done = len(work) * len(steps) - sum(len(item.keys) for item in left)
     return Plan(
         work=left,
         forwards=sum(item.forwards for item in left),
-        gflop=total_gflop,
-        arrays=len(arrays),
-        bytes=n_bytes + len(arrays) * _DOCUMENT_BYTES,
-        files=files + len(arrays),
+        gflop=sum(_gflop(item, header) for item in left),
+        arrays=arrays,
+        bytes=n_bytes,
+        files=files,
         done=done,
         units=len(work) * len(steps),
     )
+
+
+def _gflop(item: Work, header: StoreHeader) -> float:
+    """GFLOP of a piece of work, padding of short batches included."""
+    gflop = {block.number: block.gflop for block in header.blocks}
+    padded = -(-len(item.rows) // header.batch_size) * header.batch_size
+    deepest: dict[tuple[int | None, int], int] = {}
+    for step, keys in item.keys.items():
+        for key in keys:
+            deepest[step, key.draw] = max(key.block, deepest.get((step, key.draw), 0))
+    return sum(padded * gflop[block] for block in deepest.values())
+
+
+def _written(work: Sequence[Work], header: StoreHeader, rows: Mapping[str, int]) -> tuple[int, int, int]:
+    """(bytes, files, arrays) that will be written: shards, a commit a unit, a document an array."""
+    n_bytes = files = 0
+    arrays: set[tuple[str, str]] = set()
+    for item in work:
+        for key in (key for keys in item.keys.values() for key in keys):
+            layout = header.layout(key, rows[item.split])
+            shards = layout.shards_of(item.row_block)
+            n_bytes += sum(shard_file_bytes(layout, shard) for shard in shards)
+            files += len(shards)
+            arrays.add((item.split, key.path))
+    documents = len(arrays) + sum(len(item.keys) for item in work)
+    return n_bytes + documents * _DOCUMENT_BYTES, files + documents, len(arrays)
 
 
 def still_missing(store: FeatureStore, work: Work) -> Work:

@@ -13,7 +13,7 @@ from ..store.journal import Commit
 from ..store.location import open_storage
 from ..store.progress import progress_bar
 from .errors import TooManyBadSamples
-from .job import Echo, Job, compute, load_backbone, open_store, prepare
+from .job import Echo, Job, begin, compute, prepare
 from .plan import describe_plan, keys_of
 from .spec import ExtractSpec
 
@@ -62,7 +62,7 @@ def extract(spec: ExtractSpec, echo: Echo = print, *, workers: int | None = None
         store = job.store
         lost = [name for split in job.data.splits for name in missing_documents(store, split, keys_of(split, job.keys))]
         if lost:
-            open_store(job, load_backbone(job))
+            begin(job)
             echo(f"{len(lost)} documents were missing and are there again, such as {lost[0]}")
         else:
             share = f" of part {spec.part[0]}/{spec.part[1]}" if spec.part[1] > 1 else ""
@@ -82,28 +82,24 @@ def _compute(job: Job, echo: Echo, workers: int | None, dask: str | None) -> Fea
         )
     done, units = job.plan.done, job.plan.units
     line = f"{job.plan.images} images, {job.plan.forwards} forward passes; {done} of {units} units are there"
-    started = time.perf_counter()
     if workers is None and dask is None:
-        store, timings = _here(job, echo, line)
+        job, store, backbone = begin(job)
+        echo(line)
+        with progress_bar(job.plan.forwards, " images", _LABEL) as bar:
+            started = time.perf_counter()
+            timings = compute(job, store, backbone, bar.update)
     else:
         echo(line)
-        store, timings = _on_cluster(job, echo, workers, dask)
+        started = time.perf_counter()
+        timings = _on_cluster(job, echo, workers, dask)
+        store = FeatureStore.open(job.spec.store)
     seconds = time.perf_counter() - started
     rate = job.plan.forwards / seconds
     echo(f"{job.plan.forwards} forward passes in {_clock(seconds)} ({rate:.4g} images/s): {timings}")
     return store
 
 
-def _here(job: Job, echo: Echo, line: str) -> tuple[FeatureStore, Timings]:
-    """Compute in this process."""
-    backbone = load_backbone(job)
-    store = open_store(job, backbone)
-    echo(line)
-    with progress_bar(job.plan.forwards, " images", _LABEL) as bar:
-        return store, compute(job, store, backbone, bar.update)
-
-
-def _on_cluster(job: Job, echo: Echo, workers: int | None, dask: str | None) -> tuple[FeatureStore, Timings]:
+def _on_cluster(job: Job, echo: Echo, workers: int | None, dask: str | None) -> Timings:
     """Compute in processes of this machine or of a running Dask cluster."""
     from .cluster import compute_on_cluster, connect, for_other_folders, local_cluster
 
@@ -111,8 +107,7 @@ def _on_cluster(job: Job, echo: Echo, workers: int | None, dask: str | None) -> 
         job = replace(job, spec=for_other_folders(job.spec))
     cluster = local_cluster(workers, job.spec.device) if workers else connect(str(dask))
     with cluster as client, progress_bar(job.plan.forwards, " images", _LABEL) as bar:
-        timings = compute_on_cluster(job, client, bar.update, echo)
-    return FeatureStore.open(job.spec.store), timings
+        return compute_on_cluster(job, client, bar.update, echo)
 
 
 def _compare_rows(job: Job, store: FeatureStore, echo: Echo) -> None:

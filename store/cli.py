@@ -24,8 +24,8 @@ _STORE = click.argument("store", default="feats.zarr")
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
-class _List(click.ParamType[Any]):
-    """A click type from a function that reads a list."""
+class ListType(click.ParamType[Any]):
+    """A click type from a function that reads the text of an option and raises ``ValueError``."""
 
     name = "list"
 
@@ -33,7 +33,9 @@ class _List(click.ParamType[Any]):
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse the text of the option."""
+        """Parse the text of the option; defaults that are no text are left as they are."""
+        if not isinstance(value, str):
+            return value
         try:
             return self._parse(value)
         except ValueError as error:
@@ -49,7 +51,7 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
         "--splits": (lambda text: [name.strip() for name in text.split(",")], "Only these, such as train,test."),
     }
     for name, (parse, text) in options.items():
-        command = click.option(name, type=_List(parse), help=text)(command)
+        command = click.option(name, type=ListType(parse), help=text)(command)
     return command
 
 

@@ -31,7 +31,7 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"pools": [8]}, "there is no pool 8 "),
     ({"blocks": {1: {2}}}, "there is no block 1 "),
     ({"blocks": {1: {2, 4}}}, "there is no pool 2 of block 1 "),
-    ({"blocks": {1: {1}, 2: {"full", 1}}}, "there is no pool 1 of block 2 "),
+    ({"blocks": {1: {1}, 2: ("full", 1)}}, "there is no pool 1 of block 2 "),
     ({"blocks": {1: set()}, "timesteps": [90]}, "there is no block 1 "),
     ({"splits": ["test"], "timesteps": [90]}, "there is no timestep 90 with the rest of the selection in test"),
 ]

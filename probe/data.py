@@ -1,21 +1,29 @@
-"""Rows of one setting as float32 vectors, streamed by row block, standardised, from memory if they fit."""
+"""Rows of one or several settings as float32 vectors, streamed by row block, standardised, from memory if they fit."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..store import FeatureKey, FeatureStore
 from .errors import ProbeError
-from .protocol import RowSet
+from .protocol import RowSet, size
+from .targets import Targets
 
-MEMORY_BYTES = 1 << 30  # of raw features that are kept instead of read again
+MEMORY_BYTES = 1 << 30  # of raw features that are kept instead of read again, and of float32 ones on the device
 _BUFFER_BYTES = 1 << 28  # of rows that are shuffled together
+
+Copy = tuple[int, int]  # (draw, crop)
+Piece = tuple[str, NDArray[np.int64]]  # split, and rows of one row block
 
 
 @dataclass(frozen=True)
@@ -30,112 +38,279 @@ class Moments:
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
 
+    @classmethod
+    def none(cls, dimension: int) -> Moments:
+        """Moments that change nothing, for recipes without standardisation."""
+        return cls(np.zeros(dimension), np.ones(dimension))
 
-class SettingData:
-    """The rows of one setting.
+
+@dataclass(frozen=True)
+class Buffer:
+    """Rows that are shuffled together: ``features[index]`` and ``targets[index]``.
+
+    Attributes:
+        features: (N, D) float32 on the device; more rows than those of the buffer where all rows stay there.
+        targets: (N, ...) on the device.
+        index: (n,) int64 places of the buffer's rows.
+    """
+
+    features: Tensor
+    targets: Tensor
+    index: Tensor
+
+
+class ProbeData:
+    """The rows of one or several settings, side by side.
 
     Args:
         store: to read from.
-        key: the setting.
+        keys: the settings; the features of a row are theirs, one after the other.
+        targets: what is to be predicted.
+        copies: split -> the (draw, crop) that each epoch takes turns with; None for those of the keys alone. Which copy of a
+            row an epoch sees is a function of its row block and the number of the epoch.
         memory: bytes of raw row blocks to keep.
     """
 
-    def __init__(self, store: FeatureStore, key: FeatureKey, memory: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        keys: Sequence[FeatureKey],
+        targets: Targets,
+        copies: Mapping[str, Sequence[Copy]] | None = None,
+        memory: int = MEMORY_BYTES,
+    ) -> None:
+        self.keys = list(keys)
+        self.targets = targets
         self._store = store
-        self._key = key
+        self.copies_by_split = copies
+        self._memory = memory
         self._room = memory
-        self._kept: dict[tuple[str, int], NDArray[Any]] = {}
+        self._kept: dict[tuple[str, int, Copy | None], NDArray[Any]] = {}
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(C, p, p) of each setting."""
+        split = self._store.splits[0]
+        return [self._store.layout(key, split).row_shape for key in self.keys]
 
     @property
     def dimension(self) -> int:
-        """Features of a row."""
-        return int(np.prod(self._store.layout(self._key, self._store.splits[0]).row_shape))
+        """Features of a row, D."""
+        return sum(int(np.prod(shape)) for shape in self.shapes)
 
-    def pieces(self, rows: RowSet) -> list[tuple[str, NDArray[np.int64]]]:
+    def copies(self, split: str) -> Sequence[Copy | None]:
+        """The copies of a split's rows; [None] for those of the keys alone."""
+        return [None] if self.copies_by_split is None else self.copies_by_split[split]
+
+    def pieces(self, rows: RowSet) -> list[Piece]:
         """Rows grouped by row block, in order."""
-        size = self._store.header.row_block
+        height = self._store.header.row_block
         return [
             (split, piece)
             for split, numbers in rows.items()
-            for piece in np.split(numbers, np.flatnonzero(np.diff(numbers // size)) + 1)
+            for piece in np.split(numbers, np.flatnonzero(np.diff(numbers // height)) + 1)
             if len(piece)
         ]
 
-    def piece(self, split: str, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Raw (n, D) features as stored, and (n,) labels, of rows of one row block."""
+    def piece(self, split: str, rows: NDArray[np.int64], copy: Copy | None = None) -> NDArray[Any]:
+        """Raw (n, D) features, as stored, of rows of one row block; ``copy`` None for the split's first."""
+        copy = copy or self.copies(split)[0]
         block = int(rows[0]) // self._store.header.row_block
         start = block * self._store.header.row_block
-        values = self._kept.get((split, block))
+        values = self._kept.get((split, block, copy))
         if values is None:
             whole = slice(start, start + self._store.header.row_block)  # whichever rows of it are asked for next
-            values = self._store.read(self._key, split, whole)
-            values = values.reshape(len(values), -1)
+            values = self._read(split, whole, copy)
             if values.nbytes <= self._room:
                 self._room -= values.nbytes
-                self._kept[split, block] = values
-        return values[rows - start], self._store.labels(split)[rows].astype(np.int64)
+                self._kept[split, block, copy] = values
+        return values[rows - start]
 
     def moments(self, rows: RowSet) -> Moments:
-        """Exact mean and deviation of rows, streamed: two passes, so that nothing cancels."""
+        """Exact mean and deviation of all copies of rows, streamed: two passes, so that nothing cancels."""
         count = 0
         total = np.zeros(self.dimension)
-        for split, piece in self.pieces(rows):
-            values = self.piece(split, piece)[0]
+        for split, numbers, copy in self._walk(rows, every=True):
+            values = self.piece(split, numbers, copy)
             total += values.sum(axis=0, dtype=np.float64)
             count += len(values)
         mean = total / count
         squares = np.zeros(self.dimension)
-        for split, piece in self.pieces(rows):
-            squares += np.square(self.piece(split, piece)[0].astype(np.float64) - mean).sum(axis=0)
+        for split, numbers, copy in self._walk(rows, every=True):
+            values = self.piece(split, numbers, copy)
+            squares += np.square(values.astype(np.float64) - mean).sum(axis=0)
         scale = np.sqrt(squares / count)
         scale[scale == 0] = 1.0
         return Moments(mean, scale)
 
-    def load(self, rows: RowSet, moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """All rows at once: (n, D) float64 standardised, and (n,) labels. Raises ``ProbeError`` if they do not fit."""
-        needed = 2 * 8 * sum(len(numbers) for numbers in rows.values()) * self.dimension
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needed > memory:
+    def fits_in_memory(self, rows: RowSet) -> bool:
+        """Whether rows and a working copy of them, in float64, are less than half of the machine's memory."""
+        return 2 * 2 * 8 * self._copied(rows) * self.dimension <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def _copied(self, rows: RowSet) -> int:
+        return sum(len(numbers) * len(self.copies(split)) for split, numbers in rows.items())
+
+    def load(self, rows: RowSet, moments: Moments, every: bool = False) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """All rows at once: (n, D) float64 standardised, and (n, ...) targets; with ``every``, all copies of each row.
+
+        Raises:
+            ProbeError: they do not fit in memory.
+        """
+        if not self.fits_in_memory(rows):
             raise ProbeError(
-                f"{self._key}: logreg needs {needed / 1e9:.3g} GB for its rows, and the machine has {memory / 1e9:.3g} GB; "
-                "use --head linear, which streams, a smaller pool, or --limit"
+                f"{self}: {size(rows)} rows of {self.dimension} features do not fit in memory at once; "
+                "use a head that streams, such as linear, a smaller pool, or --limit"
             )
-        parts = [self.piece(split, piece) for split, piece in self.pieces(rows)]
+        parts = [(self.piece(split, own, copy), self._targets(split, own)) for split, own, copy in self._walk(rows, every)]
         features = np.concatenate([values for values, _ in parts]).astype(np.float64)
         features -= moments.mean
         features /= moments.scale
-        return features, np.concatenate([labels for _, labels in parts])
+        return features, np.concatenate([own for _, own in parts])
 
-    def in_order(self, rows: RowSet, moments: Moments) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """(n, D) float32 standardised features and (n,) labels, row block by row block."""
-        for split, piece in self.pieces(rows):
-            values, labels = self.piece(split, piece)
-            yield _standardise(values, moments), labels
+    def in_order(
+        self, rows: RowSet, moments: Moments, copy: Copy | None = None, every: bool = False
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
+        """(n, D) float32 standardised features and (n, ...) targets, row block by row block, the next one read meanwhile.
 
-    def shuffled(
-        self, rows: RowSet, moments: Moments, batch_size: int, rng: np.random.Generator
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """Endless batches of exactly ``batch_size`` rows (all rows, if they are fewer).
+        Args:
+            rows: in this order.
+            moments: to standardise with.
+            copy: which one; None for the split's first.
+            every: all copies of each row block instead, one after the other.
+        """
 
-        Rows are in random order on disk. An epoch visits the row blocks in a new order and shuffles within a buffer of
-        them, so memory is bounded, and which batches come does not depend on what is kept in memory.
+        def read(piece: tuple[str, NDArray[np.int64], Copy | None]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+            split, numbers, own = piece
+            return _standardise(self.piece(split, numbers, copy or own), moments), self._targets(split, numbers)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="diffssl-read") as pool:
+            pieces = self._walk(rows, every)
+            ahead = [pool.submit(read, piece) for piece in islice(pieces, 1)]
+            while ahead:
+                done = ahead.pop()
+                ahead += [pool.submit(read, piece) for piece in islice(pieces, 1)]
+                yield done.result()
+
+    def buffers(self, rows: RowSet, moments: Moments, rng: np.random.Generator, device: torch.device) -> Iterator[Buffer]:
+        """Rows over and over, an epoch after the other, in buffers whose rows are to be shuffled.
+
+        Rows are in random order on disk. An epoch visits the row blocks in a new order, and a buffer holds some of them, so
+        memory is bounded. What comes depends on ``rng`` alone, not on what is kept in memory: rows that fit stay on the device.
         """
         pieces = self.pieces(rows)
-        batch_size = min(batch_size, sum(len(piece) for _, piece in pieces))
+        n_copies = [len(self.copies(split)) for split, _ in pieces]
         most = max(1, _BUFFER_BYTES // (4 * self.dimension))
-        features = np.empty((0, self.dimension), dtype=np.float32)
-        labels = np.empty(0, dtype=np.int64)
-        while True:
-            for group in _groups([pieces[i] for i in rng.permutation(len(pieces))], most):
-                parts = [self.piece(split, piece) for split, piece in group]
-                new = np.concatenate([_standardise(values, moments) for values, _ in parts])
-                order = rng.permutation(len(new))
-                features = np.concatenate([features, new[order]])
-                labels = np.concatenate([labels, np.concatenate([part for _, part in parts])[order]])
-                whole = len(labels) - len(labels) % batch_size
-                for start in range(0, whole, batch_size):
-                    yield features[start : start + batch_size], labels[start : start + batch_size]
-                features, labels = features[whole:], labels[whole:]
+        plans = _plans([len(numbers) for _, numbers in pieces], n_copies, most, rng)
+        if 4 * self.dimension * sum(len(piece[1]) * n for piece, n in zip(pieces, n_copies, strict=True)) <= self._memory:
+            yield from self._resident(pieces, plans, moments, device)
+            return
+
+        def assemble(plan: list[tuple[int, int]]) -> Buffer:
+            parts = [self._part(pieces[place], turn, moments) for place, turn in plan]
+            features = _on(np.concatenate([values for values, _ in parts]), device)
+            return Buffer(features, _on(np.concatenate([own for _, own in parts]), device), _arange(len(features), device))
+
+        with ThreadPoolExecutor(1, thread_name_prefix="diffssl-read") as pool:
+            ahead = pool.submit(assemble, next(plans))
+            while True:
+                done, ahead = ahead.result(), pool.submit(assemble, next(plans))
+                yield done
+
+    def _resident(
+        self, pieces: Sequence[Piece], plans: Iterator[list[tuple[int, int]]], moments: Moments, device: torch.device
+    ) -> Iterator[Buffer]:
+        """Buffers that are places in rows which are all on the device."""
+        places: dict[tuple[int, int], tuple[int, int]] = {}
+        parts = []
+        start = 0
+        for place, (split, numbers) in enumerate(pieces):
+            for turn in range(len(self.copies(split))):
+                parts.append(self._part((split, numbers), turn, moments))
+                places[place, turn] = (start, start + len(numbers))
+                start += len(numbers)
+        features = _on(np.concatenate([values for values, _ in parts]), device)
+        targets = _on(np.concatenate([own for _, own in parts]), device)
+        del parts
+        for plan in plans:
+            index = np.concatenate([np.arange(*places[one]) for one in plan])
+            yield Buffer(features, targets, _on(index, device))
+
+    def _part(self, piece: Piece, turn: int, moments: Moments) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        split, numbers = piece
+        values = self.piece(split, numbers, self.copies(split)[turn])
+        return _standardise(values, moments), self._targets(split, numbers)
+
+    def _walk(self, rows: RowSet, every: bool) -> Iterator[tuple[str, NDArray[np.int64], Copy | None]]:
+        """Pieces in order, with the first or every copy."""
+        for split, numbers in self.pieces(rows):
+            for copy in self.copies(split)[: None if every else 1]:
+                yield split, numbers, copy
+
+    def _targets(self, split: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        values: NDArray[Any] = self.targets.values[split][rows]
+        return values
+
+    def _read(self, split: str, rows: slice, copy: Copy | None) -> NDArray[Any]:
+        keys = self.keys if copy is None else [replace(key, draw=copy[0], crop=copy[1]) for key in self.keys]
+        parts = [self._store.read(key, split, rows) for key in keys]
+        flat = [values.reshape(len(values), -1) for values in parts]
+        return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+
+    def __str__(self) -> str:
+        """The settings in words."""
+        return "; ".join(map(str, self.keys))
+
+
+class Batches:
+    """Cuts buffers into batches of one size, in an order of its own; what is left of one goes before the next.
+
+    Args:
+        batch_size: rows of every batch.
+        rng: of the order.
+    """
+
+    def __init__(self, batch_size: int, rng: np.random.Generator) -> None:
+        self._batch_size = batch_size
+        self._rng = rng
+        self._left: tuple[Tensor, Tensor] | None = None
+
+    def cut(self, buffer: Buffer) -> Iterator[tuple[Tensor, Tensor]]:
+        """(batch_size, D) features and (batch_size, ...) targets."""
+        index = buffer.index[_on(self._rng.permutation(len(buffer.index)), buffer.index.device)]
+        if self._left is not None:
+            features, targets = self._left
+            wanted = index[: self._batch_size - len(targets)]
+            features = torch.cat([features, buffer.features[wanted]])
+            targets = torch.cat([targets, buffer.targets[wanted]])
+            index = index[len(wanted) :]
+            self._left = None
+            if len(targets) < self._batch_size:
+                self._left = features, targets
+                return
+            yield features, targets
+        whole = len(index) - len(index) % self._batch_size
+        for places in index[:whole].split(self._batch_size) if whole else ():
+            yield buffer.features[places], buffer.targets[places]
+        if whole < len(index):
+            self._left = buffer.features[index[whole:]], buffer.targets[index[whole:]]
+
+
+def _plans(
+    lengths: Sequence[int], n_copies: Sequence[int], most: int, rng: np.random.Generator
+) -> Iterator[list[tuple[int, int]]]:
+    """Endless buffers as (piece, turn) pairs: pieces in a new order each epoch, at most ``most`` rows and at least one piece."""
+    epoch = 0
+    while True:
+        plan: list[tuple[int, int]] = []
+        count = 0
+        for place in rng.permutation(len(lengths)).tolist():
+            if plan and count + lengths[place] > most:
+                yield plan
+                plan, count = [], 0
+            plan.append((place, (place + epoch) % n_copies[place]))
+            count += lengths[place]
+        yield plan
+        epoch += 1
 
 
 def _standardise(values: NDArray[Any], moments: Moments) -> NDArray[np.float32]:
@@ -145,15 +320,10 @@ def _standardise(values: NDArray[Any], moments: Moments) -> NDArray[np.float32]:
     return result
 
 
-def _groups(pieces: list[tuple[str, NDArray[np.int64]]], most: int) -> Iterator[list[tuple[str, NDArray[np.int64]]]]:
-    """Consecutive pieces with at most so many rows together, at least one piece each."""
-    group: list[tuple[str, NDArray[np.int64]]] = []
-    count = 0
-    for piece in pieces:
-        if group and count + len(piece[1]) > most:
-            yield group
-            group, count = [], 0
-        group.append(piece)
-        count += len(piece[1])
-    if group:
-        yield group
+def _on(values: NDArray[Any], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _arange(n: int, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device)

@@ -1,6 +1,8 @@
 """Errors of probing, all below ``DiffsslError``::
 
 ProbeError
+├── LabelsError         a file of labels cannot be read as such, or is about other rows
+├── OtherFeatures       a head, or a store to test on, is of other features
 ├── NothingToProbe      the selection names no setting, or no split can train or test
 └── TooFewRows          too few labelled rows, or fewer than two classes
 """
@@ -14,8 +16,16 @@ class ProbeError(DiffsslError):
     """Base of the errors of probing."""
 
 
+class LabelsError(ProbeError):
+    """A file of labels cannot be read as such, or is about other rows."""
+
+
 class NothingToProbe(ProbeError):
     """The selection names no setting, or the store has no split to train or test on."""
+
+
+class OtherFeatures(ProbeError):
+    """A head, or a store to test on, is of other features."""
 
 
 class TooFewRows(ProbeError):

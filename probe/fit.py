@@ -1,20 +1,71 @@
-"""One fit by the protocol: choose on held-out rows, fit again with what was chosen, score the test rows once."""
+"""Fits by the protocol: choose on held-out rows, fit again with what was chosen, score the test rows once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .data import Moments, SettingData
-from .logreg import accuracy_path, fit_regression
-from .metrics import hits
-from .protocol import Protocol
-from .spec import C_GRID, ProbeSpec
-from .train import TrainOptions, Trial, pick_device, score_head, train_head
+from .data import Moments, ProbeData
+from .heads import Copies, Maker, StackedMLP, build_head
+from .protocol import Protocol, size
+from .scoring import score, score_name
+from .train import Recipe, Trainer, Trial, copy_losses, score_head, train_together
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all fits of one input share.
+
+    Attributes:
+        data: rows to train and choose on.
+        test: rows to score, of the same store or of another.
+        moments: to standardise with.
+        protocol: which rows.
+        timesteps: among the input's settings.
+        refit: fit again on training and held-out rows.
+    """
+
+    data: ProbeData
+    test: ProbeData
+    moments: Moments
+    protocol: Protocol
+    timesteps: int
+    refit: bool
+
+    def test_labels(self) -> NDArray[Any]:
+        """(n, ...) answers of the test rows."""
+        return np.concatenate([self.test.targets.values[split][rows] for split, rows in self.protocol.test.items()])
+
+    @property
+    def outputs(self) -> int:
+        """K, outputs of a head."""
+        return len(self.data.targets.names)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One fit of a torch head.
+
+    Attributes:
+        head: its name.
+        options: of the head.
+        seed: of the start and the order of rows.
+        own: makes a user's own head.
+        report_best_on_test: score all trials on the test rows too.
+    """
+
+    head: str
+    options: Mapping[str, Any]
+    seed: int
+    own: Maker | None = None
+    report_best_on_test: bool = False
 
 
 @dataclass(frozen=True)
@@ -22,57 +73,118 @@ class Fit:
     """What came of a fit.
 
     Attributes:
-        chosen: the hyper-parameter, its held-out accuracy ``val_top1``, and how the others did.
-        scores: (n, K) logits or decision values of the test rows.
-        labels: (n,) their labels.
+        chosen: the hyper-parameters, the held-out score, and how the others did.
+        scores: (n, K) outputs for the test rows; one for each noise draw of them.
+        labels: (n, ...) their answers.
+        log_odds: whether the scores of classes are log-odds, so that a softmax makes them probabilities.
+        weights: of the fitted head, to be saved; none where it has none.
     """
 
     chosen: Mapping[str, Any]
-    scores: NDArray[np.floating]
-    labels: NDArray[np.int64]
+    scores: Sequence[NDArray[np.floating]]
+    labels: NDArray[Any]
+    log_odds: bool = True
+    weights: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def fit_torch_head(
-    data: SettingData, moments: Moments, protocol: Protocol, classes: int, spec: ProbeSpec, head: str, seed: int
-) -> Fit:
-    """Fit ``linear`` or ``mlp``, choosing learning rate and weight decay; ``seed`` is of the start and the order of rows."""
-    device = pick_device(spec.device)
-    hidden = tuple(spec.hidden) if head == "mlp" else ()
-    chosen = spec.head_options(head)
-    options = TrainOptions(hidden, chosen["steps"], spec.batch_size, device)
-    rates, decays = chosen["learning_rates"], chosen["weight_decays"]
-    trials = [Trial(rate, decay) for decay in decays for rate in rates]
-    model = train_head(data, protocol.fit, moments, classes, trials, options, seed)
-    logits, labels = score_head(model, data, protocol.select, moments, device)
-    accuracies = [float(hits(copy, labels, 1).mean()) for copy in logits]
-    best = int(np.argmax(accuracies))
-    if spec.refit:
-        model = train_head(data, protocol.refit, moments, classes, [trials[best]], options, seed)
+def fit_torch_heads(material: Material, requests: Sequence[Request], device: torch.device, stream_seed: int) -> list[Fit]:
+    """Fit heads together: every trial of each learning rate and weight decay, in the same passes over the features.
+
+    Args:
+        material: the input.
+        requests: what to fit.
+        device: torch device.
+        stream_seed: of the order in which row blocks come, which all heads share.
+    """
+    protocol, data, moments = material.protocol, material.data, material.moments
+    task = data.targets.task
+    trials = [_trials(request.options) for request in requests]
+    judge = partial(_held_out_losses, material)
+    trainers = [_trainer(material, one, own, device, judge) for one, own in zip(requests, trials, strict=True)]
+    train_together(trainers, data, protocol.fit, moments, stream_seed, device)
+    chosen = [_choose(material, trainer.head, own) for trainer, own in zip(trainers, trials, strict=True)]
+    for request, trainer, own_choice in zip(requests, trainers, chosen, strict=True):
+        best = own_choice["best"]
+        if trainer.best_steps[best] < Recipe.of(request.options, size(protocol.fit)).steps:
+            own_choice["steps_used"] = trainer.best_steps[best]
+        if request.report_best_on_test:
+            outputs, labels = score_head(trainer.head, material.test, protocol.test, moments)
+            own_choice[f"best_of_grid_on_test_{score_name(task)}"] = max(score(task, copy, labels) for copy in outputs)
+    if material.refit:
+        again = [
+            _trainer(material, request, [own[own_choice["best"]]], device, stop=own_choice.get("steps_used"))
+            for request, own, own_choice in zip(requests, trials, chosen, strict=True)
+        ]
+        train_together(again, data, protocol.refit, moments, stream_seed, device)
+        heads = [trainer.head for trainer in again]
     else:
-        model.keep(best)
-    logits, labels = score_head(model, data, protocol.test, moments, device)
+        heads = [trainer.head for trainer in trainers]
+        for head, own_choice in zip(heads, chosen, strict=True):
+            head.keep(own_choice["best"])
+    return [_tested(material, head, own_choice) for head, own_choice in zip(heads, chosen, strict=True)]
+
+
+def _trainer(
+    material: Material,
+    request: Request,
+    trials: Sequence[Trial],
+    device: torch.device,
+    judge: Callable[[StackedMLP | Copies], Tensor] | None = None,
+    stop: int | None = None,
+) -> Trainer:
+    data = material.data
+    rows = material.protocol.fit if judge is not None else material.protocol.refit
+    recipe = replace(Recipe.of(request.options, size(rows)), stop=stop)
+    head = build_head(
+        request.head,
+        data.shapes,
+        material.timesteps,
+        material.outputs,
+        len(trials),
+        request.options,
+        request.seed,
+        request.own,
+    )
+    return Trainer(head.to(device), trials, recipe, data.targets.task, request.seed, judge)
+
+
+def _trials(options: Mapping[str, Any]) -> list[Trial]:
+    return [Trial(rate, decay) for decay in options["weight_decays"] for rate in options["learning_rates"]]
+
+
+def _held_out_losses(material: Material, head: StackedMLP | Copies) -> Tensor:
+    outputs, targets = score_head(head, material.data, material.protocol.select, material.moments)
+    return copy_losses(torch.from_numpy(outputs), torch.from_numpy(targets), material.data.targets.task)
+
+
+def _choose(material: Material, head: StackedMLP | Copies, trials: Sequence[Trial]) -> dict[str, Any]:
+    """The best trial by held-out score, as what a result line says of it, and its number."""
+    task = material.data.targets.task
+    outputs, labels = score_head(head, material.data, material.protocol.select, material.moments)
+    scores = [score(task, copy, labels) for copy in outputs]
+    best = int(np.argmax(scores))
     rate, decay = trials[best]
-    at_edge = _at_edge(rate, rates) or (decay > 0 and _at_edge(decay, decays))  # there is nothing below no decay
-    return Fit(trials[best]._asdict() | _choice(accuracies, best, at_edge), logits[0], labels)
+    rates, decays = zip(*trials, strict=True)
+    at_edge = at_edge(rate, rates) or (decay > 0 and at_edge(decay, decays))  # there is nothing below no decay
+    return trials[best]._asdict() | choice(scores, best, score_name(task), at_edge) | {"best": best}
 
 
-def fit_logreg(data: SettingData, moments: Moments, protocol: Protocol, classes: int, refit: bool) -> Fit:
-    """Fit logistic regression, choosing C."""
-    features, labels = data.load(protocol.fit, moments)
-    held_out, held_out_labels = data.load(protocol.select, moments)
-    accuracies, converged = accuracy_path(features, labels, held_out, held_out_labels, C_GRID)
-    best = int(np.argmax(accuracies))
-    if refit:
-        features, labels = data.load(protocol.refit, moments)
-    fitted = fit_regression(features, labels, C_GRID[best])
-    test, test_labels = data.load(protocol.test, moments)
-    chosen = {"C": C_GRID[best], "converged": fitted.converged, "converged_grid": converged}
-    return Fit(chosen | _choice(accuracies, best, _at_edge(C_GRID[best], C_GRID)), fitted.scores(test, classes), test_labels)
+def _tested(material: Material, head: StackedMLP | Copies, chosen: Mapping[str, Any]) -> Fit:
+    split = next(iter(material.protocol.test))
+    scored = [
+        score_head(head, material.test, material.protocol.test, material.moments, copy) for copy in material.test.copies(split)
+    ]
+    weights = {name: value.cpu().numpy() for name, value in head.state(0).items()}
+    shown = {name: value for name, value in chosen.items() if name != "best"}
+    return Fit(shown, [outputs[0] for outputs, _ in scored], scored[0][1], True, weights)
 
 
-def _at_edge(value: float, grid: Sequence[float]) -> bool:
-    return len(grid) > 1 and value in (min(grid), max(grid))
+def at_edge(value: float, grid: Sequence[float]) -> bool:
+    """Whether a choice is the first or last of several."""
+    return len(set(grid)) > 1 and value in (min(grid), max(grid))
 
 
-def _choice(accuracies: list[float], best: int, at_edge: bool) -> dict[str, Any]:
-    return {"val_top1": accuracies[best], "val_top1_grid": accuracies, "at_edge": at_edge}
+def choice(scores: Sequence[float], best: int, name: str, is_at_edge: bool) -> dict[str, Any]:
+    """What a result line says of a choice by held-out score."""
+    grid = [value if np.isfinite(value) else None for value in scores]  # JSON has no infinity
+    return {f"val_{name}": grid[best], f"val_{name}_grid": grid, "at_edge": is_at_edge}

@@ -9,8 +9,10 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from ..store import NO_LABEL, FeatureKey, FeatureStore, salted_fractions
+from ..store import FeatureKey, FeatureStore, salted_fractions
 from .errors import NothingToProbe, TooFewRows
+from .subsets import Subset, choose_rows
+from .targets import Targets
 
 HELD_OUT = 0.1
 TEST = 0.2
@@ -28,7 +30,7 @@ class Protocol:
         fit: train candidates on these.
         select: choose among them, and among settings, on these.
         refit: train what was chosen on these.
-        test: score it on these, once.
+        test: score it on these, once; rows of the other store where there is a store to test on.
         moments: features are standardised with the mean and deviation of these.
         digest: of which rows with which labels have which role; part of a result's key.
         notes: what was used, in words, to print and to record.
@@ -65,12 +67,32 @@ def used_splits(store: FeatureStore) -> list[str]:
     )
 
 
-def make_protocol(store: FeatureStore, keys: Sequence[FeatureKey], limit: int | None, refit: bool = True) -> Protocol:
+def scored_split(store: FeatureStore) -> str:
+    """The split that is scored. Raises ``NothingToProbe``."""
+    return next((split for split in ("test", "val", "all") if split in store.splits), used_splits(store)[-1])
+
+
+def make_protocol(
+    store: FeatureStore,
+    keys: Sequence[FeatureKey],
+    targets: Targets,
+    limit: int | None,
+    refit: bool = True,
+    subset: Subset | None = None,
+) -> Protocol:
     """Assign rows to roles, the same for all settings.
 
     Hyper-parameters and the setting are chosen on the val split if the store has train, val and test; else on 10 % of
     the training rows, by a salted hash of the id. A store without test is tested on val; one with the single split
     ``all`` on a fifth of it, by another salted hash.
+
+    Args:
+        store: to take rows of.
+        keys: every setting that any fit reads.
+        targets: what is to be predicted.
+        limit: only the first so many rows of every split.
+        refit: whether what was chosen is fitted again on training and held-out rows.
+        subset: of the training rows; None for all of them.
 
     Raises:
         NothingToProbe: no split to train or test on.
@@ -78,22 +100,26 @@ def make_protocol(store: FeatureStore, keys: Sequence[FeatureKey], limit: int | 
     """
     splits = used_splits(store)
     notes: list[str] = []
-    usable = {split: _usable(store, keys, split, limit, notes) for split in splits}
-    train_split, test_split = splits[0], splits[-1]
-    train, test = usable[train_split], usable[test_split]
-    if train_split == test_split:
+    usable = {split: _usable(store, keys, targets, split, limit, notes) for split in splits}
+    train_split, tested = splits[0], splits[-1]
+    train, test = usable[train_split], usable[tested]
+    if train_split == tested:
         train, test = _divide(store, train_split, train, TEST, _TEST_SALT)
         notes.append(f"test: a fifth of {train_split}, by a salted hash of the id ({len(test)} rows)")
-    elif test_split == "val":
+    elif tested == "val":
         notes.append(f"test: the split val, since there is no test ({len(test)} rows)")
     else:
         notes.append(f"test: the split test ({len(test)} rows)")
+    if subset is not None:
+        train, note = choose_rows(subset, store.ids(train_split), targets.values[train_split], train)
+        notes.append(f"{train_split}: {note}")
     if len(splits) == 3:
         fit, selection_split, selection = train, "val", usable["val"]
         notes.append(f"selection: the split val ({len(selection)} rows)")
     else:
         fit, held_out = _divide(store, train_split, train, HELD_OUT, _HELD_OUT_SALT)
-        selection_split, selection = train_split, _one_of_each_class(store, train_split, fit, held_out)
+        selection_split = train_split
+        selection = _one_of_each_class(targets.values[train_split], fit, held_out) if targets.task == "classify" else held_out
         fit = np.setdiff1d(train, selection)
         notes.append(f"selection: 10 % of the training rows, by a salted hash of the id ({len(selection)} rows)")
     everything = {train_split: train} if selection_split == train_split else {train_split: train, "val": selection}
@@ -101,20 +127,34 @@ def make_protocol(store: FeatureStore, keys: Sequence[FeatureKey], limit: int | 
         "fit": {train_split: fit},
         "select": {selection_split: selection},
         "refit": everything if refit else {train_split: fit},
-        "test": {test_split: test},
+        "test": {tested: test},
     }
     protocol = Protocol(
         **roles,
         moments={train_split: train},
-        digest=_digest(store, roles),
+        digest=_digest(targets, roles),
         notes=[*notes, f"train: {len(fit)} rows, {size(roles['refit'])} for the final fit"],
     )
-    _check(store, protocol)
+    _check(store, targets, protocol)
     return protocol
 
 
+def scored_rows(store: FeatureStore, keys: Sequence[FeatureKey], targets: Targets, limit: int | None) -> tuple[RowSet, list[str]]:
+    """Rows of a store that heads of another are scored on, and notes about them: all of its test split.
+
+    Raises:
+        TooFewRows: there are none with an answer.
+    """
+    notes: list[str] = []
+    split = scored_split(store)
+    rows = _usable(store, keys, targets, split, limit, notes)
+    if not len(rows):
+        raise TooFewRows(f"{store.path}: no row of {split} has a label that the heads know; classes are matched by name")
+    return {split: rows}, [*notes, f"test: the split {split} of {store.path} ({len(rows)} rows)"]
+
+
 def _usable(
-    store: FeatureStore, keys: Sequence[FeatureKey], split: str, limit: int | None, notes: list[str]
+    store: FeatureStore, keys: Sequence[FeatureKey], targets: Targets, split: str, limit: int | None, notes: list[str]
 ) -> NDArray[np.int64]:
     """Rows of a split that are there, decoded and labelled."""
     total = store.n_rows(split)
@@ -123,7 +163,7 @@ def _usable(
     if n_rows < total:
         notes.append(f"{split}: the first {n_rows} of {total} rows")
     bad = {row for key in keys for row in store.journal.left_out(split, key) if row < n_rows}
-    keep = store.labels(split)[:n_rows] != NO_LABEL
+    keep = targets.known(split)[:n_rows]
     if not keep.all():
         notes.append(f"{split}: {int((~keep).sum())} rows without a label are left out")
     if bad:
@@ -141,10 +181,9 @@ def _divide(
 
 
 def _one_of_each_class(
-    store: FeatureStore, split: str, fit: NDArray[np.int64], held_out: NDArray[np.int64]
+    labels: NDArray[np.int64], fit: NDArray[np.int64], held_out: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Held-out rows such that every class with two rows has one on each side: the first row in row order moves."""
-    labels = store.labels(split)
     for_class = {int(label) for label in labels[fit]}, {int(label) for label in labels[held_out]}
     chosen = set(held_out.tolist())
     for label in sorted(for_class[0] - for_class[1]):
@@ -156,23 +195,29 @@ def _one_of_each_class(
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def _digest(store: FeatureStore, roles: Mapping[str, RowSet]) -> str:
+def _digest(targets: Targets, roles: Mapping[str, RowSet]) -> str:
     total = blake2b(digest_size=16)
+    dtype = "<i4" if targets.task == "classify" else "<f4"
     for name, role in roles.items():
         for split, rows in sorted(role.items()):
             total.update(f"{name} {split} {len(rows)} ".encode())
             total.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
-            total.update(np.ascontiguousarray(store.labels(split)[rows], dtype="<i4").tobytes())
+            total.update(np.ascontiguousarray(targets.values[split][rows], dtype=dtype).tobytes())
     return total.hexdigest()
 
 
-def _check(store: FeatureStore, protocol: Protocol) -> None:
+def _check(store: FeatureStore, targets: Targets, protocol: Protocol) -> None:
     for name in ("fit", "select", "test"):
         role: RowSet = getattr(protocol, name)
+        if name == "select" and not size(role) and size(protocol.fit):
+            raise TooFewRows(
+                f"{store.path}: no row is left to choose hyper-parameters on, with {size(protocol.fit)} to train on; "
+                "take two rows a class at least, or a store with a val split"
+            )
         if not size(role):
             raise TooFewRows(f"{store.path}: no labelled rows to {name} on; is the data labelled, and --limit large enough?")
-    for split, rows in protocol.fit.items():
-        classes = np.unique(store.labels(split)[rows])
+    for split, rows in protocol.fit.items() if targets.task == "classify" else ():
+        classes = np.unique(targets.values[split][rows])
         if len(classes) < 2:
             raise TooFewRows(
                 f"{store.path}: the {len(rows)} training rows have {len(classes)} class; a classifier needs at least two"

@@ -1,36 +1,76 @@
-"""A probing run: every head on every selected setting, results as they come, a ranked table."""
+"""A probing run: every head on every selected input, results as they come, a ranked table."""
 
 from __future__ import annotations
 
-import platform
+import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..store import Block, FeatureKey, FeatureStore, canonical_json, common_keys, digest
-from ..store.key import grids
+from ..store import FeatureStore
 from ..store.progress import progress_bar
-from .data import Moments, SettingData
-from .errors import NothingToProbe
-from .fit import fit_logreg, fit_torch_head
-from .metrics import classification_metrics
-from .protocol import Protocol, make_protocol, size, used_splits
+from .data import Moments, ProbeData
+from .fit import Fit, Material, Request, fit_torch_heads
+from .fit_numpy import FITTERS
+from .inputs import FitInput, make_inputs, read_keys, select_keys
+from .own import load_maker
+from .predictions import test_rows_digest, write_probabilities
+from .protocol import Protocol, make_protocol, used_splits
+from .records import fit_seed, make_record, specifications, stream_seed
 from .results import Results, result_key
-from .spec import ProbeSpec
+from .saved import save_head
+from .spec import NUMPY_HEADS, VECTOR_HEADS, ProbeSpec, own_head
+from .subsets import Subset
 from .table import ranking
+from .targets import Targets, read_targets, store_targets
 from .train import pick_device
+from .transfer import Tested, same_store, tested_elsewhere
 
 Echo = Callable[[str], object]
 
-PROTOCOL = 1  # number of the way a fit is made; part of its key, raised when results would change
+
+@dataclass(frozen=True)
+class Group:
+    """Fits of one input on one subset of the training rows.
+
+    Attributes:
+        input: what they read.
+        protocol: which rows.
+        fits: specification of each.
+    """
+
+    input: FitInput
+    protocol: Protocol
+    fits: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A spec resolved against its store.
+
+    Attributes:
+        spec: what was asked for.
+        store: where the features are.
+        targets: what is predicted.
+        tested: where the test rows are.
+        groups: of all fits, those of one input one after the other.
+    """
+
+    spec: ProbeSpec
+    store: FeatureStore
+    targets: Targets
+    tested: Tested
+    groups: Sequence[Group]
 
 
 def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
-    """Fit every head on every selected setting, skipping what the results have, and print a ranked table.
+    """Fit every head on every selected input, skipping what the results have, and print a ranked table.
 
     Returns:
         The results of all selected fits, new and old.
@@ -39,161 +79,132 @@ def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
         DiffsslError: the store cannot be read, or there is nothing to fit. Results written until then are kept.
     """
     pick_device(spec.device)  # a wrong one is told before anything is read
-    store = FeatureStore.open(spec.store)
-    keys = select_keys(store, spec)
-    protocol = make_protocol(store, keys, spec.limit, spec.refit)
-    echo(f"store {spec.store}: {len(keys)} settings, heads {', '.join(spec.heads)}, results in {spec.results}")
-    for note in protocol.notes:
-        echo(note)
-    if spec.seeds > 1 and "logreg" in spec.heads:
-        echo("logreg has no randomness and is fitted once")
+    study = prepare(spec, echo)
     results = Results(spec.results)
     known = {result["key"]: result for result in results.read()}
-    fits = {key: _specifications(store, protocol, spec, key) for key in keys}
-    wanted = [result_key(fit) for own in fits.values() for fit in own]
+    wanted = [result_key(fit) for group in study.groups for fit in group.fits]
     there = sum(key in known for key in wanted)
     if there:
         echo(f"{there} of {len(wanted)} fits are there already")
-    with progress_bar(len(wanted) - there, " fits", "probe") as bar:
-        for key, own in fits.items():
-            data = SettingData(store, key)
-            map_size = next(block.size for block in store.header.blocks if block.number == key.block)
-            moments = None
-            for fit in own:
-                if result_key(fit) in known:
-                    continue
-                moments = moments or data.moments(protocol.moments)
-                result = _fit(fit, data, moments, protocol, len(store.classes), spec, key) | {"map_size": map_size}
-                results.append(result)
-                known[result["key"]] = result
-                bar.update(1)
+    with progress_bar(len(wanted) - there, " fits", "probe") as bar, _threads(spec.threads):
+        for result in carry_out(study, known):
+            results.append(result)
+            known[result["key"]] = result
+            bar.update(1)
     found = [known[key] for key in wanted]
     for line in ranking(found):
         echo(line)
     return found
 
 
-def select_keys(store: FeatureStore, spec: ProbeSpec) -> list[FeatureKey]:
-    """Settings of the store that a spec selects. Raises ``NothingToProbe``, naming what the store has."""
-    have = common_keys(store, used_splits(store))
-    blocks = {block.number: block for block in store.header.blocks}
-
-    def is_selected(key: FeatureKey) -> bool:
-        pools = (spec.blocks or {}).get(key.block) or spec.pools
-        return (
-            (spec.blocks is None or key.block in spec.blocks)
-            and (spec.timesteps is None or key.timestep in spec.timesteps)
-            and (pools is None or key.pool in {_shown(blocks[key.block], pool) for pool in pools})
-        )
-
-    selected = [key for key in have if is_selected(key)]
-    for name, absent in [
-        *_absent(spec, blocks, have),
-        ("settings", set() if selected else {"at all"}),
-        *_absent(spec, blocks, selected),
-    ]:
-        if absent:
-            text = ", ".join(sorted(map(str, absent)))
-            raise NothingToProbe(
-                f"{store.path} has no {name} {text} with the rest of the selection; it has "
-                f"{'; '.join(grids(have)) or 'no settings yet'}"
-            )
-    return selected
-
-
-def _absent(
-    spec: ProbeSpec, blocks: Mapping[int, Block], keys: Sequence[FeatureKey]
-) -> list[tuple[str, Collection[int | str]]]:
-    """Blocks, timesteps and pools that a spec names and none of the settings has."""
-    found = {(key.block, key.pool) for key in keys}
-    own_pools = spec.blocks or {}
-    own = {
-        f"{p} of block {b}" for b, ps in own_pools.items() if b in blocks for p in ps if (b, _shown(blocks[b], p)) not in found
-    }
-
-    def is_there(pool: int | str) -> bool:
-        """Whether a block has the pool, of those whose maps are large enough for it if there are any."""
-        which = [b for b in spec.blocks or {key.block for key in keys} if b in blocks and not own_pools.get(b)]
-        large = [b for b in which if isinstance(pool, str) or blocks[b].size >= pool]
-        return not which or any((b, _shown(blocks[b], pool)) in found for b in large or which)
-
-    return [
-        ("blocks", set(own_pools) - {key.block for key in keys}),
-        ("timesteps", set(spec.timesteps or ()) - {key.timestep for key in keys}),
-        ("pools", own | {pool for pool in spec.pools or () if not is_there(pool)}),
+def prepare(spec: ProbeSpec, echo: Echo = print) -> Study:
+    """Compare a spec with its store, and say what will be used. Raises ``DiffsslError``."""
+    store = FeatureStore.open(spec.store)
+    keys = select_keys(store, spec)
+    splits = used_splits(store)
+    targets = store_targets(store, splits)
+    if spec.labels is not None:
+        targets = read_targets(spec.labels, spec.task, store, splits)
+    by_input: dict[FitInput, list[str]] = {}
+    for head in spec.heads:
+        for one in make_inputs(store, spec, head, keys):
+            by_input.setdefault(one, []).append(head)
+    tested = same_store(store, targets)
+    if spec.test_store is not None:
+        tested = tested_elsewhere(spec.test_store, store, targets, spec.labels, list(by_input), spec.limit)
+    subsets = _subsets(spec)
+    read = read_keys(list(by_input), splits)
+    protocols = [
+        tested.scored(make_protocol(store, read, targets, spec.limit, spec.refit, subset)) for subset in subsets
     ]
-
-
-def _shown(block: Block, pool: int | str) -> int | str:
-    """The stored pool that an asked-for pool means."""
-    return pool if pool == "cls" else block.pool(pool)
-
-
-def _specifications(store: FeatureStore, protocol: Protocol, spec: ProbeSpec, key: FeatureKey) -> list[dict[str, Any]]:
-    """One per head and seed: everything that decides the fit's numbers. Its hash is the fit's key."""
-    return [
-        {
-            "protocol": PROTOCOL,
-            "feature_id": store.feature_id,
-            "data_id": {split: store.data_id(split) for split in protocol.splits},
-            "rows": protocol.digest,
-            "setting": key.path,
-            "head": head,
-            "options": spec.head_options(head),
-            "refit": spec.refit,
-            "seed": seed,
-        }
-        for head in spec.heads
-        for seed in range(1 if head == "logreg" else spec.seeds)
+    first, step = spec.part
+    groups = [
+        Group(one, protocol, specifications(store, spec, targets, protocol, one, subset, heads, tested.store))
+        for one, heads in list(by_input.items())[first::step]
+        for subset, protocol in zip(subsets, protocols, strict=True)
     ]
+    echo(f"store {spec.store}: {len(keys)} settings, heads {', '.join(spec.heads)}, results in {spec.results}")
+    for note in dict.fromkeys(note for own in (targets.notes, *(protocol.notes for protocol in protocols)) for note in own):
+        echo(note)
+    fixed = [head for head in spec.heads if head in NUMPY_HEADS]
+    if spec.seeds > 1 and fixed:
+        echo(f"{', '.join(fixed)}: no randomness, fitted once")
+    if spec.preset.warning:
+        echo(f"protocol {spec.protocol}: {spec.preset.warning}")
+    return Study(spec, store, targets, tested, groups)
 
 
-def _fit(
-    specification: Mapping[str, Any],
-    data: SettingData,
-    moments: Moments,
-    protocol: Protocol,
-    classes: int,
-    spec: ProbeSpec,
-    key: FeatureKey,
-) -> dict[str, Any]:
-    """One fit and its result line."""
-    started = time.perf_counter()
-    head = specification["head"]
-    # One fit's generators depend on its specification alone, not on what was fitted before.
-    seed = int(digest(canonical_json(specification).decode(), 4), 16)
-    if head == "logreg":
-        fitted = fit_logreg(data, moments, protocol, classes, spec.refit)
-    else:
-        fitted = fit_torch_head(data, moments, protocol, classes, spec, head, seed)
-    metrics = classification_metrics(fitted.scores, fitted.labels, np.random.default_rng(seed))
-    return {
-        "key": result_key(specification),
-        **{name: specification[name] for name in ("feature_id", "data_id", "head", "seed")},
-        "block": key.block,
-        "timestep": key.timestep,
-        "pool": key.pool,
-        "draw": key.draw,
-        "crop": key.crop,
-        "n_train": size(protocol.refit),
-        "n_select": size(protocol.select),
-        "n_test": size(protocol.test),
-        "classes": classes,
-        **fitted.chosen,
-        **{f"test_{name}": value for name, value in metrics.items()},
-        "specification": dict(specification),
-        "notes": list(protocol.notes),
-        "seconds": time.perf_counter() - started,
-        "versions": _versions(),
-    }
+def carry_out(study: Study, known: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Make the fits that are not known; yield each result line as soon as it is there."""
+    data: ProbeData | None = None
+    for group in study.groups:
+        due = [fit for fit in group.fits if result_key(fit) not in known]
+        if not due:
+            continue
+        if data is None or data.keys != list(group.input.keys) or data.copies_by_split != group.input.copies:
+            data = ProbeData(study.store, group.input.keys, study.targets, group.input.copies)
+        yield from _fit_group(study, group, due, data)
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "diffssl": version("diffssl"),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scikit-learn": version("scikit-learn"),
-        "torch": torch.__version__,
-        "threads": str(torch.get_num_threads()),
-    }
+def _fit_group(
+    study: Study, group: Group, due: Sequence[Mapping[str, Any]], data: ProbeData
+) -> Iterator[dict[str, Any]]:
+    spec, protocol = study.spec, group.protocol
+    test = data if study.tested.store is study.store else study.tested.data(group.input)
+    moments = data.moments(protocol.moments) if spec.preset.standardise else Moments.none(data.dimension)
+    material = Material(data, test, moments, protocol, group.input.timesteps, spec.refit)
+    digest = test_rows_digest(*study.tested.ids_and_labels(protocol))
+    sizes = {block.number: block.size for block in study.store.header.blocks}
+    map_sizes = [sizes[key.block] for key in group.input.keys]
+    for together in _passes(due):
+        started = time.perf_counter()
+        for fit, fitted in zip(together, _fit(study, material, together), strict=True):
+            result = make_record(fit, group.input, fitted, protocol, study.targets, digest)
+            result["map_size"] = map_sizes[0] if len(map_sizes) == 1 else map_sizes
+            result["seconds"] = (time.perf_counter() - started) / len(together)
+            if spec.save_probabilities and fitted.probabilities is not None:
+                write_probabilities(spec.results, result["key"], fitted.probabilities)
+            if spec.save_heads is not None:
+                save_head(spec.save_heads, result, fitted, moments, data.shapes, study.targets, study.store)
+            yield result
+
+
+def _passes(due: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Fits that are made in the same passes over the features: the heads on vectors all together, others alone."""
+    vectors = [fit for fit in due if fit["head"] in VECTOR_HEADS]
+    others = [[fit] for fit in due if fit["head"] not in VECTOR_HEADS]
+    return [*([vectors] if vectors else []), *others]
+
+
+def _fit(study: Study, material: Material, fits: Sequence[Mapping[str, Any]]) -> list[Fit]:
+    head = fits[0]["head"]
+    if head in NUMPY_HEADS:
+        return [FITTERS[head](material, fits[0]["options"], pick_device(study.spec.device))]
+    own = own_head(head)
+    request = partial(
+        Request, own=load_maker(*own) if own else None, report_best_on_test=study.spec.preset.report_best_on_test
+    )
+    requests = [request(fit["head"], fit["options"], fit_seed(fit)) for fit in fits]
+    return fit_torch_heads(material, requests, pick_device(study.spec.device), stream_seed(fits[0]))
+
+
+def _subsets(spec: ProbeSpec) -> list[Subset | None]:
+    """The subsets of the training rows that are asked for; [None] for all rows."""
+    found: list[Subset | None] = []
+    for repeat in range(spec.repeats):
+        found += [Subset(shots=shots, repeat=repeat) for shots in spec.shots]
+        found += [Subset(fraction=fraction, repeat=repeat) for fraction in spec.fraction]
+    if spec.train_ids is not None:
+        found.append(Subset(ids=spec.train_ids))
+    return found or [None]
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """A fixed number of torch's threads: what is summed in another number of parts is another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

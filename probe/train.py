@@ -1,11 +1,12 @@
-"""Fitting the torch heads: all trials in the same pass over the features."""
+"""Training the torch heads: all trials of all heads and seeds in the same pass over the features."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data import Moments, SettingData
+from .data import Batches, Buffer, Copy, Moments, ProbeData
 from .errors import ProbeError
-from .heads import StackedMLP
-from .optim import StackedAdamW
+from .heads import Copies, StackedMLP
+from .optim import CopiesOptimiser, Optimiser, StackedAdamW, StackedSGD
 from .protocol import RowSet
+
+_SCORED = 512  # rows that a head of maps scores at once
 
 
 class Trial(NamedTuple):
@@ -28,56 +31,184 @@ class Trial(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class Recipe:
     """How a head is trained.
 
     Attributes:
-        hidden: widths of the hidden layers, none for a linear head.
-        steps: optimiser steps; the rate follows a cosine from its peak to zero.
+        optimiser: ``adamw`` or ``sgd``.
+        momentum: of ``sgd``.
+        steps: optimiser steps that the schedule is made for.
         batch_size: rows of a step.
-        device: torch device.
+        schedule: ``cosine`` from the peak to zero, ``constant``, or ``steps``, a tenth after each quarter.
+        warmup: steps of linear rise at the beginning.
+        clip: largest norm of a copy's gradient; None for any.
+        evaluate_every: steps between looks at the held-out loss; None for never. The weights of the best look are kept.
+        patience: looks without a better loss for any copy after which training ends.
+        stop: end after so many steps, by the same schedule; None for ``steps``.
     """
 
-    hidden: tuple[int, ...]
+    optimiser: str
+    momentum: float
     steps: int
     batch_size: int
-    device: torch.device
+    schedule: str
+    warmup: int
+    clip: float | None
+    evaluate_every: int | None
+    patience: int
+    stop: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], n_rows: int) -> Recipe:
+        """The recipe in a head's options; ``epochs`` there become steps over ``n_rows`` rows."""
+        batch_size = min(options["batch_size"], n_rows)
+        steps = options.get("steps") or math.ceil(options["epochs"] * n_rows / batch_size)
+        names = ("optimiser", "momentum", "schedule", "warmup", "clip", "evaluate_every", "patience")
+        return cls(steps=steps, batch_size=batch_size, **{name: options[name] for name in names})
+
+    def factor(self, step: int) -> float:
+        """What the peak rate is multiplied with at a step, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return 1.0 if self.schedule == "constant" else 0.1 ** math.floor(4 * done)
 
 
-def train_head(
-    data: SettingData,
-    rows: RowSet,
-    moments: Moments,
-    classes: int,
-    trials: Sequence[Trial],
-    options: TrainOptions,
-    seed: int,
-) -> StackedMLP:
-    """Train one head a trial with AdamW, all from the same start and on the same batches.
+class Trainer:
+    """Trains the copies of one head on what it is fed.
 
     Args:
-        data: the setting.
+        head: on its device.
+        trials: one a copy.
+        recipe: how.
+        task: see :class:`~diffssl.probe.targets.Targets`.
+        seed: of the order of rows, and of whatever the head itself draws.
+        judge: (R,) held-out loss of each copy.
+    """
+
+    def __init__(
+        self,
+        head: StackedMLP | Copies,
+        trials: Sequence[Trial],
+        recipe: Recipe,
+        task: str,
+        seed: int,
+        judge: Callable[[StackedMLP | Copies], Tensor] | None = None,
+    ) -> None:
+        self.head = head
+        self._device = next(head.parameters()).device
+        self._optimiser = _optimiser(head, trials, recipe)
+        self._recipe = recipe
+        self._task = task
+        self._judge = judge if recipe.evaluate_every else None
+        self._batches = Batches(recipe.batch_size, np.random.default_rng(seed))
+        self._random = _Random(seed, self._device)
+        self._step = 0
+        self._looks_since_best = 0
+        self._best: list[tuple[float, int, dict[str, Tensor]] | None] = [None] * len(trials)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self._step >= (self._recipe.stop or self._recipe.steps) or self._looks_since_best >= self._recipe.patience
+
+    @property
+    def best_steps(self) -> list[int]:
+        """Per copy: after how many steps its held-out loss was best, or how many there were."""
+        return [self._step if best is None else best[1] for best in self._best]
+
+    def feed(self, buffer: Buffer) -> None:
+        """Train on the rows of a buffer, in an order of this trainer's own."""
+        with self._random.used():
+            for features, targets in self._batches.cut(buffer):
+                if self.done:
+                    break
+                self._train(features, targets)
+
+    def finish(self) -> None:
+        """Take back the best weights of each copy, if they were looked for."""
+        for copy, best in enumerate(self._best):
+            if best is not None:
+                self.head.load(copy, best[2])
+
+    def _train(self, features: Tensor, targets: Tensor) -> None:
+        self.head.train()
+        loss = copy_losses(self.head(features), targets, self._task).sum()  # each copy gets the gradient of its own loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step(self._recipe.factor(self._step))
+        self._step += 1
+        if self._judge is not None and (self._step % (self._recipe.evaluate_every or 1) == 0 or self.done):
+            self._look(self._judge)
+
+    def _look(self, judge: Callable[[StackedMLP | Copies], Tensor]) -> None:
+        self._looks_since_best += 1
+        for copy, loss in enumerate(judge(self.head).tolist()):
+            best = self._best[copy]
+            if math.isfinite(loss) and (best is None or loss < best[0]):
+                state = {name: value.detach().clone() for name, value in self.head.state(copy).items()}
+                self._best[copy] = (loss, self._step, state)
+                self._looks_since_best = 0
+
+
+def train_together(
+    trainers: Sequence[Trainer], data: ProbeData, rows: RowSet, moments: Moments, seed: int, device: torch.device
+) -> None:
+    """Feed all trainers the same buffers until each is done. What a trainer learns does not depend on the others.
+
+    Args:
+        trainers: on ``device``.
+        data: the settings.
         rows: to train on.
         moments: to standardise with.
-        classes: number of classes K.
-        trials: peak learning rates and weight decays, one a copy.
-        options: see :class:`TrainOptions`.
-        seed: of the start and of the order of rows.
+        seed: of the order in which row blocks come.
+        device: torch device.
     """
-    generator = torch.Generator().manual_seed(seed)
-    head = StackedMLP(len(trials), (data.dimension, *options.hidden, classes), generator).to(options.device)
-    rates, decays = torch.tensor(trials, device=options.device).unbind(dim=1)
-    optimiser = StackedAdamW(head.parameters(), rates, decays)
-    batches = data.shuffled(rows, moments, options.batch_size, np.random.default_rng(seed))
-    for step in range(options.steps):
-        features, labels = next(batches)
-        logits = head(_tensor(features, options.device))
-        target = _tensor(labels, options.device).expand(len(trials), -1)
-        # Summed over copies: each gets the gradient of its own mean loss.
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / len(labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step(0.5 * (1 + math.cos(math.pi * step / options.steps)))
-    return head
+    buffers = data.buffers(rows, moments, np.random.default_rng(seed), device)
+    while busy := [trainer for trainer in trainers if not trainer.done]:
+        buffer = next(buffers)
+        for trainer in busy:
+            trainer.feed(buffer)
+    for trainer in trainers:
+        trainer.finish()
+
+
+def copy_losses(outputs: Tensor, targets: Tensor, task: str) -> Tensor:
+    """(R,) mean loss of each copy: cross-entropy, binary cross-entropy or squared error, of what is known.
+
+    Args:
+        outputs: (R, n, K).
+        targets: (n,) class numbers, or (n, K) with NaN where unknown.
+        task: see :class:`~diffssl.probe.targets.Targets`.
+    """
+    copies = len(outputs)
+    if task == "classify":
+        losses = F.cross_entropy(outputs.flatten(0, 1), targets.expand(copies, -1).flatten(), reduction="none")
+        return losses.view(copies, -1).mean(dim=1)
+    known = ~torch.isnan(targets)
+    wanted = torch.where(known, targets, 0.0).expand_as(outputs)
+    if task == "multilabel":
+        losses = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+    else:
+        losses = (outputs - wanted).square()
+    return (losses * known).sum(dim=(1, 2)) / known.sum()
+
+
+@torch.inference_mode()
+def score_head(
+    head: StackedMLP | Copies, data: ProbeData, rows: RowSet, moments: Moments, copy: Copy | None = None
+) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """(R, n, K) outputs and (n, ...) targets of rows, in order; ``copy``: of the rows, None for the first."""
+    device = next(head.parameters()).device
+    head.eval()
+    outputs, targets = [], []
+    for features, own in data.in_order(rows, moments, copy):
+        on_device = torch.from_numpy(features).to(device)
+        parts = on_device.split(_SCORED) if isinstance(head, Copies) else (on_device,)
+        outputs += [head(part).cpu().numpy() for part in parts]
+        targets.append(own)
+    return np.concatenate(outputs, axis=1), np.concatenate(targets)
 
 
 def pick_device(name: str) -> torch.device:
@@ -92,18 +223,35 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-@torch.inference_mode()
-def score_head(
-    head: StackedMLP, data: SettingData, rows: RowSet, moments: Moments, device: torch.device
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(R, n, K) logits and (n,) labels of rows, in order."""
-    logits, labels = [], []
-    for features, own in data.in_order(rows, moments):
-        logits.append(head(_tensor(features, device)).cpu().numpy())
-        labels.append(own)
-    return np.concatenate(logits, axis=1), np.concatenate(labels)
+class _Random:
+    """A state of torch's global generators that is a trainer's own: some modules draw from them, for dropout say."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._devices = [device] if device.type == "cuda" else []
+        self._seed: int | None = seed
+        self._states: list[Tensor] = []
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Use the state, and give the global one back."""
+        with torch.random.fork_rng(devices=self._devices):
+            if self._seed is not None:
+                torch.manual_seed(self._seed)
+                self._seed = None
+            else:
+                torch.set_rng_state(self._states[0])
+                for device, state in zip(self._devices, self._states[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+            yield
+            self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
 
 
-def _tensor(values: NDArray[np.float32] | NDArray[np.int64], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def _optimiser(head: StackedMLP | Copies, trials: Sequence[Trial], recipe: Recipe) -> Optimiser:
+    rates, decays = [trial.learning_rate for trial in trials], [trial.weight_decay for trial in trials]
+    if isinstance(head, Copies):
+        return CopiesOptimiser(head, recipe.optimiser, rates, decays, recipe.momentum, recipe.clip)
+    device = next(head.parameters()).device
+    per_copy = (torch.tensor(rates, device=device), torch.tensor(decays, device=device))
+    if recipe.optimiser == "sgd":
+        return StackedSGD(head.parameters(), *per_copy, momentum=recipe.momentum)
+    return StackedAdamW(head.parameters(), *per_copy)

@@ -1,0 +1,138 @@
+"""How good predictions of labels beside each other and of numbers are: arrays in, numbers out, intervals over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from .bootstrap import Metrics, with_intervals
+from .errors import TooFewRows
+
+
+def multilabel_metrics(
+    scores: NDArray[np.floating], targets: NDArray[np.floating] | NDArray[np.integer], rng: np.random.Generator
+) -> Metrics:
+    """Mean average precision ``map`` over labels, with its 95 % bootstrap interval, and ``map_labels``, how many have a positive.
+
+    Average precision is scikit-learn's: the sum over thresholds of the precision there times the recall gained. Labels
+    without a positive row have none and are left out of the mean, in each resample anew.
+
+    Args:
+        scores: (n, K), higher for rows more likely to have the label; one that is not a number ranks last.
+        targets: (n, K) 1 or 0, and NaN or a negative number where it is not known: such a row is left out for that label.
+        rng: of the bootstrap.
+
+    Raises:
+        ValueError: shapes differ, or a target is another number.
+        TooFewRows: no label has a positive row.
+    """
+    known = _known(scores, targets) & (np.nan_to_num(targets) >= 0)
+    if not np.isin(targets[known], (0, 1)).all():
+        raise ValueError(f"targets of labels are 0 or 1, got {np.setdiff1d(targets[known], (0, 1))[:5].tolist()}")
+    columns = [_segments(scores[rows, k], targets[rows, k] > 0, rows) for k, rows in enumerate(known.T)]
+    columns = [pair for pair in columns if pair[0].shape[0]]
+    if not columns:
+        raise TooFewRows(f"none of the {targets.shape[1]} labels has a positive among the {len(targets)} rows")
+
+    def statistics(counts: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        total, number = np.zeros((2, counts.shape[1]))
+        for positive, every in columns:
+            gained = positive @ counts
+            precision = np.cumsum(gained, axis=0)
+            found = precision[-1].copy()
+            shown = every @ counts
+            np.maximum(np.cumsum(shown, axis=0, out=shown), 1, out=shown)  # where nothing is shown, nothing is found
+            precision /= shown
+            there = found > 0
+            total += np.einsum("jb,jb->b", gained, precision) / np.maximum(found, 1)
+            number += there
+        return {"map": np.divide(total, number, out=np.full(len(number), np.nan), where=number > 0)}
+
+    return with_intervals(statistics, len(targets), rng) | {"map_labels": len(columns)}
+
+
+def regression_metrics(
+    predictions: NDArray[np.floating], targets: NDArray[np.floating], rng: np.random.Generator
+) -> dict[str, float | list[float | None] | None]:
+    """``r2``, the mean over targets, and ``rmse``, each with ``_low`` and ``_high``; ``r2_targets``, ``rmse_targets`` are lists.
+
+    R2 is 1 - sum (y - f)^2 / sum (y - mean y)^2 over rows; a target that is constant has none (None in the list) and is
+    left out of the mean. ``rmse`` is the root of the squared error's mean over targets. All intervals are 95 % bootstraps over rows.
+
+    Args:
+        predictions: (n, T). If one is not a finite number, everything that depends on it is None.
+        targets: (n, T), NaN where it is not known: such a row is left out for that target.
+        rng: of the bootstrap.
+
+    Raises:
+        ValueError: shapes differ.
+        TooFewRows: a target has no row.
+    """
+    known = _known(predictions, targets)
+    if not known.any(axis=0).all():
+        raise TooFewRows(f"target {int(np.argmin(known.any(axis=0)))} has no value in any of the {len(targets)} rows")
+    # Centred, so that the sum of squares about the mean does not cancel.
+    centred = np.where(known, targets - np.nanmean(targets, axis=0), 0)
+    errors = np.where(known, predictions - np.nan_to_num(targets), 0.0)
+    diverged = ~np.isfinite(errors).all(axis=0)
+    errors[:, diverged] = 0
+    weights = np.stack([known, centred, centred**2, errors**2]).transpose(0, 2, 1)  # (4, T, n)
+
+    def statistics(counts: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        number, total, square, wrong = np.einsum("stn,nb->stb", weights, counts, optimize=True)
+        spread = square - np.divide(total**2, number, out=np.zeros_like(total), where=number > 0)
+        # The rounding of a spread that is zero.
+        varies = spread > 1e-12 * np.maximum(square, np.finfo(float).tiny)
+        r2 = 1 - np.divide(wrong, spread, out=np.full_like(wrong, np.nan), where=varies)
+        mse = np.divide(wrong, number, out=np.full_like(wrong, np.nan), where=number > 0)
+        r2[diverged] = mse[diverged] = np.nan
+        each = {f"r2_{i}": own for i, own in enumerate(r2)} | {f"rmse_{i}": np.sqrt(own) for i, own in enumerate(mse)}
+        return each | {"r2": _mean(r2), "rmse": np.sqrt(_mean(mse))}
+
+    found = with_intervals(statistics, len(targets), rng)
+    result: dict[str, float | list[float | None] | None] = {}
+    for name in ("r2", "rmse"):
+        for end in ("", "_low", "_high"):
+            result[f"{name}{end}"] = None if diverged.any() else found[f"{name}{end}"]
+            result[f"{name}_targets{end}"] = [found[f"{name}_{i}{end}"] for i in range(targets.shape[1])]
+    return result
+
+
+def _known(predictions: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_]:
+    """(n, T) which targets are numbers. Raises ``ValueError`` for shapes that differ."""
+    if predictions.ndim != 2 or predictions.shape != targets.shape:
+        raise ValueError(f"predictions and targets must be (n, T) alike, got {predictions.shape} and {targets.shape}")
+    return ~np.isnan(targets)
+
+
+def _segments(scores: NDArray[np.floating], positive: NDArray[np.bool_], rows: NDArray[np.bool_]) -> tuple[Any, Any]:
+    """(J, n) sparse 0/1 of one label: the positives, and all rows, between its J thresholds.
+
+    Only scores of positives matter as thresholds, since recall grows at no other. Segment j has the rows at or above threshold j
+    (descending) and below the one before.
+
+    Args:
+        scores: (m,) of the rows that are known.
+        positive: (m,) whether they have the label.
+        rows: (n,) which rows are known.
+    """
+    ascending = np.unique(-np.where(np.isnan(scores), -np.inf, scores)[positive])
+    segment = np.searchsorted(ascending, -np.where(np.isnan(scores), -np.inf, scores))
+    number = np.flatnonzero(rows)
+
+    def matrix(which: NDArray[np.bool_]) -> Any:
+        place = (segment[which], number[which])
+        return sparse.csr_array((np.ones(len(place[0])), place), shape=(len(ascending), len(rows)))
+
+    return matrix(positive), matrix(segment < len(ascending))
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the first axis of what is there, NaN if nothing is."""
+    there = ~np.isnan(values)
+    number = there.sum(axis=0)
+    return np.divide(np.where(there, values, 0).sum(axis=0), number, out=np.full(number.shape, np.nan), where=number > 0)

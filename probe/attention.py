@@ -1,7 +1,7 @@
 """Heads of attention over the tokens of a pooled map: the learned pooling of both papers.
 
-Sizes and details are those of the papers' code (``attention_head.py`` and ``attention_fusion.py``): pre-norm blocks, GELU, no bias
-in the projection to queries, keys and values, no positional embedding, no final norm, a class token that starts at zero.
+Sizes and details are those of the papers' code (``attention_head.py``, ``attention_fusion.py``): pre-norm blocks, GELU, no
+bias in the projection to queries, keys and values, no positional embedding, no final norm, a class token that starts at zero.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm1(tokens)).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2).reshape(n, length, width)
         tokens = tokens + self.proj(mixed)
-        return tokens + self.mlp(self.norm2(tokens))
+        changed: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return changed
 
 
 class Transformer(nn.Module):
@@ -87,7 +88,9 @@ class AttentionHead(nn.Module):
         norm: the tokenizer of arXiv 2311.17921.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = WIDTH, depth: int = 2, norm: bool = False) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, width: int = WIDTH, depth: int = 2, norm: bool = False
+    ) -> None:
         super().__init__()
         self.tokenizer = Tokenizer(shape, width, norm)
         self.transformer = Transformer(width, depth)

@@ -2,44 +2,92 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..store.cli import run
+from ..store.cli import ListType, run
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
+from .presets import DEFAULT, preset_names
 from .spec import HEADS, ProbeSpec
+from .targets import TASKS
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _part(text: str) -> tuple[int, int]:
+    first, _, step = text.partition("/")
+    return int(first), int(step)
+
+
+_PATH = click.Path(path_type=Path)
 
 
 @click.command()
 @click.version_option(package_name="diffssl")
-@click.option("--store", default="feats.zarr", show_default=True, help="Folder, or s3://bucket/feats.zarr.")
-@click.option("--head", required=True, help=f"One or several of {', '.join(HEADS)}, with commas.")
-@click.option("--blocks", help="Only these, such as 18,24 or 1-37 or 19@8,24@full; default: all of the store.")
-@click.option("--timesteps", help="Only these; default: all of the store.")
-@click.option("--pools", help="Only these; default: all of the store.")
-@click.option("--seeds", type=int, default=1, show_default=True, help="Fits a setting.")
+@click.option("--store", multiple=True, default=["feats.zarr"], help="Folder, or s3://bucket/feats.zarr; several in turn.")
+@click.option("--head", type=ListType(_names), help=f"One or several of {', '.join(HEADS)}, FILE.py:FUNCTION, with commas.")
+@click.option("--blocks", type=ListType(parse_blocks), help="Only these, such as 18,24 or 1-37 or 19@8,24@full; default: all.")
+@click.option("--timesteps", type=ListType(parse_numbers), help="Only these; default: all of the store.")
+@click.option("--pools", type=ListType(parse_pools), help="Only these; default: all of the store.")
+@click.option("--concat", is_flag=True, help="All selected settings side by side are the input of one fit.")
+@click.option("--mix-copies", is_flag=True, help="Train on all noise draws and crops in turns; score one draw, and their mean.")
+@click.option("--protocol", default=DEFAULT, show_default=True, help=f"Options of the heads: {', '.join(preset_names())}.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Fits of each input.")
 @click.option("--limit", type=int, help="Only the first N rows of every split.")
+@click.option("--shots", type=ListType(_integers), default=(), help="Train on so many rows a class, such as 2,5,10.")
+@click.option("--fraction", type=ListType(_floats), default=(), help="Train on such parts of each class, such as 0.01,0.1.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Subsets of each of these.")
+@click.option("--train-ids", type=_PATH, help="Train on the ids in this file alone, one a line.")
+@click.option("--labels", type=_PATH, help="CSV of other answers than the store's classes: id,ANSWER,… (see docs/protocol.md).")
+@click.option("--task", type=click.Choice(TASKS), default="classify", show_default=True, help="What --labels holds.")
+@click.option("--test-store", help="Score the test rows of another store of the same features.")
 @click.option("--no-refit", is_flag=True, help="Do not fit again on train and held-out rows.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of results; default: the store's name with .results.")
-@click.option("--steps", type=int, help="Optimiser steps; default 2000 (linear), 1000 (mlp).")
-@click.option("--hidden", default="256", show_default=True, help="Hidden widths of mlp, with commas.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, … (linear, mlp).")
+@click.option("--out", type=_PATH, help="Folder of results; default: the store's name with .results.")
+@click.option("--save-head", "save_heads", type=_PATH, metavar="FOLDER", help="Keep the fitted heads in this folder.")
+@click.option("--load-head", type=_PATH, metavar="FOLDER", help="Fit nothing: score the heads kept in this folder.")
+@click.option("--save-probabilities", is_flag=True, help="Keep the probabilities of all test rows beside the results.")
+@click.option("--learning-rates", type=ListType(_floats), help="To try together; default: the protocol's.")
+@click.option("--weight-decays", type=ListType(_floats), help="To try together; default: the protocol's.")
+@click.option("--steps", type=int, help="Optimiser steps; default: the protocol's.")
+@click.option("--batch-size", type=int, help="Rows of a step; default: the protocol's.")
+@click.option("--hidden", type=ListType(_integers), help="Hidden widths of mlp, with commas; default 256.")
+@click.option("--width", type=int, help="Of tokens (attention, difformer; default 1024) or channels (cnn; default 128).")
+@click.option("--depth", type=int, help="Transformer blocks (attention, difformer); default 2.")
+@click.option("--tokenizer", type=click.Choice(["none", "norm"]), help="Of attention; norm: layer norm and projection.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
+@click.option("--threads", type=int, help="Of the CPU; default: all cores.")
+@click.option("--part", type=ListType(_part), default="0/1", help="I/N: only the I-th of N parts, from 0; for job arrays.")
 def command(**options: Any) -> None:
     """Fit heads on the settings of a store and rank the settings by held-out accuracy."""
-    parsers = {"blocks": parse_blocks, "timesteps": parse_numbers, "pools": parse_pools}
+    stores = options.pop("store")
+    load_head, refit = options.pop("load_head"), not options.pop("no_refit")
+    head = options.pop("head")
+    if (head is None) == (load_head is None):
+        raise click.UsageError("give either --head, to fit, or --load-head, to score heads that were kept")
     try:
-        for name, parse in parsers.items():
-            options[name] = parse(options[name]) if options[name] else None
-        options["hidden"] = [int(width) for width in options["hidden"].split(",")]
-        options["heads"] = list(dict.fromkeys(options.pop("head").split(",")))
-        spec = ProbeSpec(refit=not options.pop("no_refit"), **options)
+        spec = ProbeSpec(stores[0], head or ["linear"], refit=refit, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    from .study import probe  # imports torch, which --help can do without
+    from .apply import apply_heads  # these import torch, which --help can do without
+    from .study import probe_stores
 
-    probe(spec, click.echo)
+    if load_head is not None:
+        apply_heads(load_head, stores, spec, click.echo)
+    else:
+        probe_stores([replace(spec, store=store) for store in stores], click.echo)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A small convolutional head. The papers report CNN heads of 2.5 to 66 million parameters and not their layers; these are ours."""
+"""A small convolutional head. The papers report heads of 2.5 to 66 million parameters, not their layers: these are ours."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ class Batches:
                 return
             yield features, targets
         whole = len(index) - len(index) % self._batch_size
-        for places in index[:whole].split(self._batch_size) if whole else ():
+        for places in torch.split(index[:whole], self._batch_size) if whole else ():
             yield buffer.features[places], buffer.targets[places]
         if whole < len(index):
             self._left = buffer.features[index[whole:]], buffer.targets[index[whole:]]
@@ -298,7 +298,7 @@ class Batches:
 def _plans(
     lengths: Sequence[int], n_copies: Sequence[int], most: int, rng: np.random.Generator
 ) -> Iterator[list[tuple[int, int]]]:
-    """Endless buffers as (piece, turn) pairs: pieces in a new order each epoch, at most ``most`` rows and at least one piece."""
+    """Endless buffers as (piece, turn) pairs: pieces in a new order each epoch, at most ``most`` rows, at least one piece."""
     epoch = 0
     while True:
         plan: list[tuple[int, int]] = []

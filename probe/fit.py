@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor
 
 from .data import Moments, ProbeData
@@ -85,6 +86,14 @@ class Fit:
     labels: NDArray[Any]
     log_odds: bool = True
     weights: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def probabilities(self) -> NDArray[np.floating] | None:
+        """(n, K) of the test rows' classes by the first draw; None where the scores are no log-odds of classes."""
+        if self.labels.ndim > 1 or not self.log_odds:
+            return None
+        values: NDArray[np.floating] = softmax(self.scores[0], axis=1)
+        return values
 
 
 def fit_torch_heads(material: Material, requests: Sequence[Request], device: torch.device, stream_seed: int) -> list[Fit]:
@@ -165,8 +174,8 @@ def _choose(material: Material, head: StackedMLP | Copies, trials: Sequence[Tria
     best = int(np.argmax(scores))
     rate, decay = trials[best]
     rates, decays = zip(*trials, strict=True)
-    at_edge = at_edge(rate, rates) or (decay > 0 and at_edge(decay, decays))  # there is nothing below no decay
-    return trials[best]._asdict() | choice(scores, best, score_name(task), at_edge) | {"best": best}
+    is_at_edge = at_edge(rate, rates) or (decay > 0 and at_edge(decay, decays))  # there is nothing below no decay
+    return trials[best]._asdict() | choice(scores, best, score_name(task), is_at_edge) | {"best": best}
 
 
 def _tested(material: Material, head: StackedMLP | Copies, chosen: Mapping[str, Any]) -> Fit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,7 @@ def fit_logreg(material: Material, options: Mapping[str, Any], device: torch.dev
     return Fit(chosen, scores, material.test_labels(), True, fitted.weights(material.outputs))
 
 
-def _tested(
-    material: Material, score: Callable[[NDArray[np.float32]], NDArray[np.floating]]
-) -> list[NDArray[np.floating]]:
+def _tested(material: Material, score: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> list[NDArray[np.floating]]:
     """Scores of the test rows, of each of their noise draws."""
     rows = material.protocol.test
     copies = material.test.copies(next(iter(rows)))

@@ -79,7 +79,9 @@ class StackedMLP(nn.Module):
 
     def state(self, copy: int) -> dict[str, Tensor]:
         """Weights of a copy."""
-        return {name: value if name.startswith("norm.") else value[copy : copy + 1] for name, value in self.state_dict().items()}
+        return {
+            name: value if name.startswith("norm.") else value[copy : copy + 1] for name, value in self.state_dict().items()
+        }
 
     def load(self, copy: int, state: Mapping[str, Tensor]) -> None:
         """Give a copy weights."""
@@ -106,7 +108,7 @@ class Copies(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(n, D) features to (R, n, K)."""
         sizes = [math.prod(shape) for shape in self._shapes]
-        parts = features.split(sizes, dim=1)
+        parts = torch.split(features, sizes, dim=1)
         maps = [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
         return torch.stack([module(maps) for module in self.members])
 
@@ -156,7 +158,7 @@ def build_head(
         return StackedMLP(copies, widths, torch.Generator().manual_seed(seed), options.get("batch_norm", False))
     # Modules draw their weights from torch's global generator, which is given back as it was.
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.manual_seed(seed)
         module = own(shapes, outputs) if own is not None else _map_head(head, shapes, timesteps, outputs, options)
     return Copies(copies, module, shapes)
 

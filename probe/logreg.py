@@ -42,9 +42,7 @@ class FittedRegression:
         return {"weight": whole, "bias": offsets}
 
 
-def fit_regression(
-    features: NDArray[np.float64], labels: NDArray[np.int64], c: float, copies: int = 1
-) -> FittedRegression:
+def fit_regression(features: NDArray[np.float64], labels: NDArray[np.int64], c: float, copies: int = 1) -> FittedRegression:
     """``LogisticRegression(C=c, max_iter=1000)`` from zero, as a plain script would.
 
     Args:
@@ -74,9 +72,7 @@ def accuracy_path(
     return accuracies, converged
 
 
-def _fit(
-    model: LogisticRegression, features: NDArray[np.float64], labels: NDArray[np.int64], copies: int
-) -> FittedRegression:
+def _fit(model: LogisticRegression, features: NDArray[np.float64], labels: NDArray[np.int64], copies: int) -> FittedRegression:
     # One thread: a fit that stops at its iteration limit would depend on the number of cores, and these products are small.
     with threadpool_limits(1), warnings.catch_warnings():
         # Not silent: a fit that did not converge is recorded in its result and flagged in the table.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -74,7 +74,7 @@ def scored_split(store: FeatureStore) -> str:
 
 def make_protocol(
     store: FeatureStore,
-    keys: Sequence[FeatureKey],
+    keys: Mapping[str, Sequence[FeatureKey]],
     targets: Targets,
     limit: int | None,
     refit: bool = True,
@@ -88,7 +88,7 @@ def make_protocol(
 
     Args:
         store: to take rows of.
-        keys: every setting that any fit reads.
+        keys: split -> every setting that any fit reads of it.
         targets: what is to be predicted.
         limit: only the first so many rows of every split.
         refit: whether what was chosen is fitted again on training and held-out rows.
@@ -100,7 +100,7 @@ def make_protocol(
     """
     splits = used_splits(store)
     notes: list[str] = []
-    usable = {split: _usable(store, keys, targets, split, limit, notes) for split in splits}
+    usable = {split: _usable(store, keys[split], targets, split, limit, notes) for split in splits}
     train_split, tested = splits[0], splits[-1]
     train, test = usable[train_split], usable[tested]
     if train_split == tested:
@@ -139,15 +139,30 @@ def make_protocol(
     return protocol
 
 
-def scored_rows(store: FeatureStore, keys: Sequence[FeatureKey], targets: Targets, limit: int | None) -> tuple[RowSet, list[str]]:
+def scored_rows(
+    store: FeatureStore, keys: Sequence[FeatureKey], targets: Targets, limit: int | None, trained: Collection[str]
+) -> tuple[RowSet, list[str]]:
     """Rows of a store that heads of another are scored on, and notes about them: all of its test split.
 
+    Args:
+        store: to take rows of.
+        keys: settings that are read.
+        targets: answers.
+        limit: only the first so many rows.
+        trained: ``data_id`` of the splits that the heads were trained on. Of one split ``all`` of the same samples, the
+            fifth that is kept for testing is taken.
+
     Raises:
-        TooFewRows: there are none with an answer.
+        TooFewRows: there are none with an answer, or the heads were trained on them.
     """
     notes: list[str] = []
     split = scored_split(store)
     rows = _usable(store, keys, targets, split, limit, notes)
+    if store.data_id(split) in trained:
+        if split != "all":
+            raise TooFewRows(f"{store.path}: the heads were trained or chosen on the samples of its split {split}")
+        _, rows = _divide(store, split, rows, TEST, _TEST_SALT)
+        notes.append("the heads were trained on the same samples: the fifth of them that is kept for testing is scored")
     if not len(rows):
         raise TooFewRows(f"{store.path}: no row of {split} has a label that the heads know; classes are matched by name")
     return {split: rows}, [*notes, f"test: the split {split} of {store.path} ({len(rows)} rows)"]
@@ -180,9 +195,7 @@ def _divide(
     return rows[~chosen], rows[chosen]
 
 
-def _one_of_each_class(
-    labels: NDArray[np.int64], fit: NDArray[np.int64], held_out: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _one_of_each_class(labels: NDArray[np.int64], fit: NDArray[np.int64], held_out: NDArray[np.int64]) -> NDArray[np.int64]:
     """Held-out rows such that every class with two rows has one on each side: the first row in row order moves."""
     for_class = {int(label) for label in labels[fit]}, {int(label) for label in labels[held_out]}
     chosen = set(held_out.tolist())

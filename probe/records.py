@@ -19,6 +19,7 @@ from .metrics import classification_metrics, hits
 from .predictions import pack_hits
 from .protocol import Protocol, size
 from .results import result_key
+from .scoring import score_name
 from .spec import ProbeSpec, has_randomness
 from .subsets import Subset
 from .target_metrics import multilabel_metrics, regression_metrics
@@ -93,13 +94,19 @@ def make_record(
     }
 
 
+def scored_record(result: Mapping[str, Any], fitted: Fit, targets: Targets, rng: np.random.Generator) -> dict[str, Any]:
+    """What a head that was kept scores on other rows, with the setting and the fit it comes from."""
+    names = ("key", "head", "seed", "task", "block", "timestep", "pool", "draw", "crop")
+    return {name: result[name] for name in names} | {"n_test": len(fitted.labels)} | _tested(fitted, targets, rng)
+
+
 def _tested(fitted: Fit, targets: Targets, rng: np.random.Generator) -> dict[str, Any]:
     """Metrics of the test rows by one noise draw, and of their mean over draws where there are several."""
     found = {f"test_{name}": value for name, value in _metrics(fitted, fitted.scores[0], targets, rng).items()}
     if targets.task == "classify":
         found["test_hits"] = pack_hits(hits(fitted.scores[0], fitted.labels, 1))
     if len(fitted.scores) > 1:
-        name = {"classify": "top1", "multilabel": "map", "regress": "r2"}[targets.task]
+        name = score_name(targets.task)
         each = [_metrics(fitted, own, targets, rng)[name] for own in fitted.scores]
         together = _metrics(fitted, _mean(fitted, targets), targets, rng)
         found |= {f"test_{name}_draws": each}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ def save_head(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{uuid.uuid4().hex}"
     temporary.write_bytes(content)
-    os.replace(temporary, folder / f"{result['key']}.safetensors")
+    temporary.replace(folder / f"{result['key']}.safetensors")
 
 
 def load_heads(folder: Path) -> list[SavedHead]:

@@ -11,11 +11,17 @@ from sklearn.metrics import average_precision_score, r2_score
 from .metrics import hits
 
 _NAMES = {"classify": "top1", "multilabel": "map", "regress": "r2"}
+_TITLES = {"classify": "top-1", "multilabel": "mAP", "regress": "R2"}
 
 
 def score_name(task: str) -> str:
     """``top1`` (accuracy), ``map`` (mean average precision) or ``r2`` (coefficient of determination, mean over numbers)."""
     return _NAMES[task]
+
+
+def score_title(task: str) -> str:
+    """The same, for people."""
+    return _TITLES[task]
 
 
 def score(task: str, outputs: NDArray[np.floating], targets: NDArray[Any]) -> float:

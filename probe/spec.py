@@ -56,8 +56,8 @@ class ProbeSpec:
         out: folder of results; None for the store's name with ``.results``, in the current folder if the store is a URL.
         save_heads: folder for the fitted heads; None to keep none.
         save_probabilities: keep the scores of all test rows in the folder of results.
-        learning_rates, weight_decays, steps, batch_size, hidden, width, depth, tokenizer, C: in place of the protocol's, for the
-            heads that have them.
+        learning_rates, weight_decays, steps, batch_size, hidden, width, depth, tokenizer, C: in place of the protocol's, for
+            the heads that have them.
         device: torch device, or ``"auto"``.
         threads: of the CPU in a fit; None for all cores.
         part: (I, N): only every N-th fit input from the I-th on.

@@ -6,11 +6,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..store import FeatureStore
@@ -78,6 +77,14 @@ def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
     Raises:
         DiffsslError: the store cannot be read, or there is nothing to fit. Results written until then are kept.
     """
+    found = _probe(spec, echo)
+    for line in ranking(found):
+        echo(line)
+    return found
+
+
+def _probe(spec: ProbeSpec, echo: Echo) -> list[dict[str, Any]]:
+    """The results of all selected fits, made as far as they are not there."""
     pick_device(spec.device)  # a wrong one is told before anything is read
     study = prepare(spec, echo)
     results = Results(spec.results)
@@ -91,7 +98,20 @@ def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
             results.append(result)
             known[result["key"]] = result
             bar.update(1)
-    found = [known[key] for key in wanted]
+    return [known[key] for key in wanted]
+
+
+def probe_stores(specs: Sequence[ProbeSpec], echo: Echo = print) -> list[dict[str, Any]]:
+    """Probe several stores in turn, and print one table of all.
+
+    Returns:
+        The results of all, each with its ``store``.
+    """
+    if len(specs) == 1:
+        return probe(specs[0], echo)
+    found = []
+    for spec in specs:
+        found += [{**result, "store": str(spec.store)} for result in _probe(spec, echo)]
     for line in ranking(found):
         echo(line)
     return found
@@ -114,9 +134,7 @@ def prepare(spec: ProbeSpec, echo: Echo = print) -> Study:
         tested = tested_elsewhere(spec.test_store, store, targets, spec.labels, list(by_input), spec.limit)
     subsets = _subsets(spec)
     read = read_keys(list(by_input), splits)
-    protocols = [
-        tested.scored(make_protocol(store, read, targets, spec.limit, spec.refit, subset)) for subset in subsets
-    ]
+    protocols = [tested.scored(make_protocol(store, read, targets, spec.limit, spec.refit, subset)) for subset in subsets]
     first, step = spec.part
     groups = [
         Group(one, protocol, specifications(store, spec, targets, protocol, one, subset, heads, tested.store))
@@ -146,9 +164,7 @@ def carry_out(study: Study, known: Mapping[str, Mapping[str, Any]]) -> Iterator[
         yield from _fit_group(study, group, due, data)
 
 
-def _fit_group(
-    study: Study, group: Group, due: Sequence[Mapping[str, Any]], data: ProbeData
-) -> Iterator[dict[str, Any]]:
+def _fit_group(study: Study, group: Group, due: Sequence[Mapping[str, Any]], data: ProbeData) -> Iterator[dict[str, Any]]:
     spec, protocol = study.spec, group.protocol
     test = data if study.tested.store is study.store else study.tested.data(group.input)
     moments = data.moments(protocol.moments) if spec.preset.standardise else Moments.none(data.dimension)
@@ -181,9 +197,7 @@ def _fit(study: Study, material: Material, fits: Sequence[Mapping[str, Any]]) ->
     if head in NUMPY_HEADS:
         return [FITTERS[head](material, fits[0]["options"], pick_device(study.spec.device))]
     own = own_head(head)
-    request = partial(
-        Request, own=load_maker(*own) if own else None, report_best_on_test=study.spec.preset.report_best_on_test
-    )
+    request = partial(Request, own=load_maker(*own) if own else None, report_best_on_test=study.spec.preset.report_best_on_test)
     requests = [request(fit["head"], fit["options"], fit_seed(fit)) for fit in fits]
     return fit_torch_heads(material, requests, pick_device(study.spec.device), stream_seed(fits[0]))
 

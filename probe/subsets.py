@@ -57,7 +57,8 @@ def choose_rows(
         names = [name in wanted for name in ids[rows]]
         chosen = rows[np.array(names, dtype=bool)]
         if not len(chosen):
-            raise TooFewRows(f"{subset.ids}: none of its {len(wanted)} ids is among the training rows, such as {ids[rows[0]]!r}")
+            example = f"such as {ids[rows[0]]!r}"
+            raise TooFewRows(f"{subset.ids}: none of its {len(wanted)} ids is among the training rows, {example}")
         return chosen, f"{len(chosen)} training rows of the {len(wanted)} ids in {subset.ids}"
     place = salted_fractions(ids[rows], f"diffssl-few{subset.repeat}")
     parts = []

@@ -205,7 +205,7 @@ def score_head(
     outputs, targets = [], []
     for features, own in data.in_order(rows, moments, copy):
         on_device = torch.from_numpy(features).to(device)
-        parts = on_device.split(_SCORED) if isinstance(head, Copies) else (on_device,)
+        parts = torch.split(on_device, _SCORED) if isinstance(head, Copies) else (on_device,)
         outputs += [head(part).cpu().numpy() for part in parts]
         targets.append(own)
     return np.concatenate(outputs, axis=1), np.concatenate(targets)

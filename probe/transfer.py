@@ -81,7 +81,9 @@ def tested_elsewhere(
     check_same_features(store.identity, other, str(store.path))
     split = scored_split(other)
     own = other_targets(other, targets, labels, split)
-    rows, notes = scored_rows(other, read_keys([replace(one, copies=None) for one in inputs], [split])[split], own, limit)
+    read = read_keys([replace(one, copies=None) for one in inputs], [split])[split]
+    trained = [store.data_id(name) for name in store.splits if name != "test"]
+    rows, notes = scored_rows(other, read, own, limit, trained)
     return Tested(other, own, rows, notes)
 
 

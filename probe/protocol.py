@@ -68,8 +68,13 @@ def used_splits(store: FeatureStore) -> list[str]:
 
 
 def scored_split(store: FeatureStore) -> str:
-    """The split that is scored. Raises ``NothingToProbe``."""
-    return next((split for split in ("test", "val", "all") if split in store.splits), used_splits(store)[-1])
+    """The split that is scored, where nothing is trained. Raises ``NothingToProbe``."""
+    for split in ("test", "val", "all"):
+        if split in store.splits:
+            return split
+    raise NothingToProbe(
+        f"{store.path}: scoring needs the split test (or val), or all; the store has {', '.join(store.splits) or 'none'}"
+    )
 
 
 def make_protocol(

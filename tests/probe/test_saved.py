@@ -147,6 +147,17 @@ class Bomb:
         return pytest.fail, ("it was unpickled",)
 
 
+def test_a_head_of_ones_own_wants_its_source(store: FeatureStore, fits: Fits, own: str) -> None:
+    fits(store, own, blocks={1: set()}, save_heads=Path("heads"), steps=3)
+    (saved,) = load_heads(Path("heads"))
+    Path("own_head.py").write_text(OWN.replace("0.5", "0.25"))
+    with pytest.raises(ProbeError, match=r"safetensors: own_head\.py is not what it was fitted with; fit it again"):
+        scores(saved, store)
+    Path("own_head.py").unlink()
+    with pytest.raises(ProbeError, match=r"its code is not here \(.*there is no file own_head\.py\); run this where"):
+        scores(saved, store)
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match=r"there are no saved heads; diffssl-probe --save-head .* keeps them"):
         load_heads(tmp_path)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffssl.probe import ProbeSpec, TooFewRows
+import torch
+from diffssl.probe import NothingToProbe, ProbeSpec, TooFewRows
+from diffssl.probe.data import Moments, ProbeData
 from diffssl.probe.errors import OtherFeatures
 from diffssl.probe.study import Study, prepare, probe, probe_stores
 from diffssl.store import FeatureKey, FeatureStore, IncompleteFeatures, UnknownFeatures
@@ -40,8 +42,8 @@ def prepared(store: FeatureStore, other: FeatureStore, **options: Any) -> tuple[
 
 def test_another_noise_seed_is_fine_and_its_rows_are_scored(make_maps: MakeStore, store: FeatureStore, fits: Fits) -> None:
     other = make_maps([KEY], identity=identity(1), rows={"test": 90}, name="other.zarr")
-    (result,) = fits(store, "linear", test_store=other.path)
-    (plain,) = fits(store, "linear")
+    (result,) = fits(store, "logreg", C=[0.01, 0.1], test_store=other.path)
+    (plain,) = fits(store, "logreg", C=[0.01, 0.1])
     assert (result["n_test"], plain["n_test"]) == (90, 120)
     assert result["test_top1"] > 0.7
     assert result["val_top1_grid"] == plain["val_top1_grid"]
@@ -54,7 +56,7 @@ def test_another_noise_seed_is_fine_and_its_rows_are_scored(make_maps: MakeStore
 
 def test_the_same_rows_in_another_store_give_the_same_numbers(make_maps: MakeStore, store: FeatureStore, fits: Fits) -> None:
     copy = make_maps([KEY], identity=identity(), rows={"test": 120}, name="copy.zarr")
-    (plain,), (elsewhere,) = fits(store, "linear"), fits(store, "linear", test_store=copy.path)
+    (plain,), (elsewhere,) = fits(store, "logreg", C=[0.1]), fits(store, "logreg", C=[0.1], test_store=copy.path)
     assert elsewhere["test_top1"] == plain["test_top1"]
     assert elsewhere["test_hits"] == plain["test_hits"]
     assert elsewhere["test_rows"] == plain["test_rows"]
@@ -135,6 +137,12 @@ def test_what_the_other_store_lacks_is_said(make_maps: MakeStore, store: Feature
     assert study.groups[0].protocol.test["test"].tolist() == list(range(64))
 
 
+def test_a_store_without_rows_to_score(make_maps: MakeStore, store: FeatureStore) -> None:
+    other = make_maps([KEY], identity=identity(), rows={"train": 40}, name="other.zarr")
+    with pytest.raises(NothingToProbe, match=r"scoring needs the split test \(or val\), or all; the store has train"):
+        prepared(store, other)
+
+
 def test_labels_of_both_stores_are_in_one_file(make_maps: MakeStore, store: FeatureStore, fits: Fits, tmp_path: Path) -> None:
     """Class names are numbered by the file, whichever of them a store has."""
     other = make_maps([KEY], identity=identity(), rows={"test": ids(60, first=5000)}, name="other.zarr")
@@ -148,7 +156,7 @@ def test_labels_of_both_stores_are_in_one_file(make_maps: MakeStore, store: Feat
 
 def test_several_stores_are_one_table(make_maps: MakeStore, store: FeatureStore) -> None:
     other = make_maps([KEY], identity=identity(1), rows={"train": 100, "test": 60}, name="other.zarr")
-    options: dict[str, Any] = {"steps": 20, "learning_rates": [0.01], "weight_decays": [0.0], "device": "cpu"}
+    options: dict[str, Any] = {"steps": 20, "learning_rates": [0.01], "weight_decays": [0.0], "device": "cpu", "threads": 1}
     lines: list[str] = []
     specs = [ProbeSpec(one.path, ["linear"], **options) for one in (store, other)]
     results = probe_stores(specs, lines.append)
@@ -157,3 +165,77 @@ def test_several_stores_are_one_table(make_maps: MakeStore, store: FeatureStore)
     assert sorted(line.rpartition("store ")[2] for line in table) == sorted([store.path, other.path])
     assert sum(line.startswith("best by val") for line in lines) == 1
     assert probe(specs[0], lambda _: None)[0]["key"] == results[0]["key"]
+
+
+# Draws of the noise, and crops, mixed
+
+
+DRAWS = [FeatureKey(1, 10, 1, draw=draw) for draw in range(3)]
+CROPS = [FeatureKey(1, 10, 1, crop=1), FeatureKey(1, 10, 1, draw=1, crop=2)]
+
+
+def with_crops(make: MakeStore, rows: dict[str, Any], **options: Any) -> FeatureStore:
+    """Train has draws and crops, test has draws alone."""
+    make(rows={"train": rows["train"]}, keys=[*DRAWS, *CROPS], **options)
+    return make(rows={"test": rows["test"]}, keys=DRAWS, **options)
+
+
+def test_the_mean_over_draws_is_scored_beside_one_draw(make_maps: MakeStore, fits: Fits) -> None:
+    """Each draw has noise of its own, so their mean is better than any of them."""
+    store = with_crops(make_maps, {"train": 300, "test": 300})
+    results = fits(store, "linear,logreg", mix_copies=True, steps=150, C=[0.1])
+    alone = fits(store, "logreg", blocks={1: set()}, C=[0.1])
+    assert len(results) == 2
+    for result in results:
+        draws = result["test_top1_draws"]
+        assert len(draws) == 3
+        assert draws[0] == result["test_top1"]
+        assert result["test_top1_ensemble"] > max(draws) + 0.02
+        assert result["test_top1_ensemble_low"] <= result["test_top1_ensemble"] <= result["test_top1_ensemble_high"]
+        assert (result["n_train"], result["n_test"]) == (300, 300)
+        assert result["specification"]["copies"] == {
+            "train": [[0, 0], [0, 1], [1, 0], [1, 2], [2, 0]],
+            "test": [[0, 0], [1, 0], [2, 0]],
+        }
+    assert {result["draw"] for result in alone} == {0, 1, 2}
+    assert not any("test_top1_ensemble" in result for result in alone)
+    assert results[1]["test_top1_ensemble"] > max(result["test_top1"] for result in alone)
+
+
+def test_an_epoch_is_every_training_row_once_and_copies_take_turns(make_store: MakeStore) -> None:
+    """Features say which copy of which row they are."""
+
+    def features(key: FeatureKey, _split: str, labels: Any) -> Any:
+        number = np.arange(len(labels)) + 1000 * key.draw + 10000 * key.crop
+        return np.broadcast_to(number[:, None, None, None], (len(labels), 8, 1, 1))
+
+    def make(rows: dict[str, Any], keys: list[FeatureKey]) -> FeatureStore:
+        return make_store(rows, keys, features=features, dtype="float32")
+
+    store = with_crops(make, {"train": 200, "test": 60})
+    study = prepare(ProbeSpec(store.path, ["linear"], mix_copies=True), lambda _: None)
+    (group,) = study.groups
+    rows = group.protocol.fit["train"]
+    assert not np.intersect1d(rows, group.protocol.select["train"]).size
+    data = ProbeData(store, group.input.keys, study.targets, group.input.copies)
+    buffers = data.buffers(group.protocol.fit, Moments.none(data.dimension), np.random.default_rng(0), torch.device("cpu"))
+    seen: list[list[int]] = []
+    for _ in range(5):
+        buffer = next(buffers)
+        values = buffer.features[buffer.index, 0].numpy().astype(int)
+        assert sorted(values % 1000) == rows.tolist()  # no row of the other side, whatever the copy
+        seen.append(values[np.argsort(values % 1000)].tolist())
+    copies = np.array(seen) // 1000
+    assert {tuple(sorted(own)) for own in copies.T.tolist()} == {(0, 1, 2, 10, 21)}
+    assert len(np.unique(copies[0])) > 1  # row blocks do not take turns in step
+    moments = data.moments(group.protocol.moments)
+    assert moments.mean[0] == pytest.approx(99.5 + np.mean([0, 1000, 2000, 10000, 21000]))
+
+
+def test_draws_of_another_store_are_its_own(make_maps: MakeStore, fits: Fits) -> None:
+    store = with_crops(make_maps, {"train": 200, "test": 60}, identity=identity())
+    other = make_maps(DRAWS[:2], identity=identity(1), rows={"test": 80}, name="other.zarr")
+    (result,) = fits(store, "linear", mix_copies=True, test_store=other.path)
+    assert (result["n_test"], len(result["test_top1_draws"])) == (80, 2)
+    (plain,) = fits(store, "linear", mix_copies=True)
+    assert len(plain["test_top1_draws"]) == 3

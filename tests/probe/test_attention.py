@@ -114,7 +114,8 @@ def written_out(head: AttentionHead, values: Tensor) -> Tensor:
         y = y @ own["mlp.0.weight"].T + own["mlp.0.bias"]
         y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2)))
         x = x + y @ own["mlp.2.weight"].T + own["mlp.2.bias"]
-    return x[:, 0] @ state["output.weight"].T + state["output.bias"]
+    logits: Tensor = x[:, 0] @ state["output.weight"].T + state["output.bias"]
+    return logits
 
 
 @pytest.mark.parametrize("norm", [False, True])

@@ -148,7 +148,7 @@ def test_a_column_split_says_which_of_two_rows_of_one_id_is_meant(make_store: Ma
     plain = write(tmp_path / "plain.csv", {"id": ids, "x": list(range(20))})
     with pytest.raises(LabelsError, match=r"plain\.csv, line 2: 'c/0' is in train and test; add a column split"):
         read_targets(plain, "regress", store, SPLITS)
-    both = {"id": ids * 2, "split": ["train"] * 20 + ["test"] * 20, "x": list(range(40))}
+    both: dict[str, list[Any]] = {"id": ids * 2, "split": ["train"] * 20 + ["test"] * 20, "x": list(range(40))}
     targets = read_targets(write(tmp_path / "both.csv", both), "regress", store, SPLITS)
     for split, first in (("train", 0), ("test", 20)):
         assert targets.values[split][:, 0].tolist() == [first + int(name[2:]) for name in store.ids(split)]

@@ -248,9 +248,7 @@ def _nystrom(sketch: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
     return basis, roots.square()
 
 
-def _evaluate(
-    stream: Stream, summary: _Summary, rows: Tensor, points: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor], Tensor]:
+def _evaluate(stream: Stream, summary: _Summary, rows: Tensor, points: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
     """Mean loss, gradient and mean p (1 - p) at each of A points, by one pass.
 
     Products are float32, sums over pieces float64. The loss and the probability of all other classes are taken from

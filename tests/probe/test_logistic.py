@@ -161,7 +161,8 @@ def test_features_far_from_zero_lose_nothing() -> None:
 
 
 def test_rows_that_cannot_be_written_to() -> None:
-    x, y = (values.copy() for values in rows("wine"))
+    x, y = rows("wine")
+    x, y = x.copy(), y.copy()
     x.flags.writeable = y.flags.writeable = False
     assert fit_path(stream(x, y), 3, [1.0])[0].converged
 

@@ -1,14 +1,27 @@
-"""Results that options select, and errors that name what there is instead."""
+"""Results of several folders, and those that options select; errors name what there is instead."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..probe import Results
 from ..store.selection import FULL
 from .table import NoResults
 
 Blocks = Mapping[int, set[int | str]]
+
+
+def read_results(folders: Sequence[Path]) -> list[Mapping[str, Any]]:
+    """Lines of all folders, each with the name of its folder as ``results``. Raises ``NoResults`` for one without any."""
+    found: list[Mapping[str, Any]] = []
+    for folder in dict.fromkeys(folders):
+        lines = Results(folder).read()
+        if not lines:
+            raise NoResults(f"{folder} has no results; run diffssl-probe first")
+        found += [{**line, "results": str(folder)} for line in lines]
+    return found
 
 
 def choose_results(

@@ -12,7 +12,7 @@ import numpy as np
 from ..probe import Results
 from ..store.cli import ListType, run
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
-from .choose import choose_results
+from .choose import choose_results, read_results
 from .compare import compare, describe, write_csv
 from .plots import SUFFIXES, draw_maps
 from .table import accuracy_maps
@@ -58,9 +58,8 @@ def compare_command(results: Sequence[Path], head: str | None, seed: int, out: P
     RESULTS are folders of results, of one store or several with the same test rows; default: feats.results.
     """
     heads = head.split(",") if head else None
-    folders = results or [Path("feats.results")]
-    lines = {str(folder): choose_results(Results(folder).read(), heads, **selection) for folder in folders}
-    comparison = compare(lines, np.random.default_rng(seed))
+    lines = read_results(results or [Path("feats.results")])
+    comparison = compare(choose_results(lines, heads, **selection), np.random.default_rng(seed))
     for line in describe(comparison):
         click.echo(line)
     if out is not None:

@@ -55,7 +55,7 @@ def log_probabilities(scores: NDArray[np.floating]) -> NDArray[np.float64]:
 def classification_metrics(
     scores: NDArray[np.floating], labels: NDArray[np.int64], rng: np.random.Generator, log_odds: bool = False
 ) -> Metrics:
-    """Top-1, top-5, mean per-class accuracy and macro F1; of log-odds also ``nll`` and ``ece``. Each has ``_low`` and ``_high``.
+    """Top-1, top-5, mean per-class accuracy, macro F1, each with ``_low`` and ``_high``; of log-odds ``nll`` and ``ece`` too.
 
     The intervals are 95 % percentile bootstraps over rows, all from the same resamples. Means over classes are over those
     with a row (F1: that are a label or a prediction, as in scikit-learn), in each resample anew.

@@ -16,7 +16,7 @@ from .errors import TooFewRows
 def multilabel_metrics(
     scores: NDArray[np.floating], targets: NDArray[np.floating] | NDArray[np.integer], rng: np.random.Generator
 ) -> Metrics:
-    """Mean average precision ``map`` over labels, with its 95 % bootstrap interval, and ``map_labels``, how many have a positive.
+    """Mean average precision ``map`` with its 95 % bootstrap interval; ``map_labels`` is how many labels it is a mean of.
 
     Average precision is scikit-learn's: the sum over thresholds of the precision there times the recall gained. Labels
     without a positive row have none and are left out of the mean, in each resample anew.
@@ -56,10 +56,11 @@ def multilabel_metrics(
 
 
 def regression_metrics(predictions: NDArray[np.floating], targets: NDArray[np.floating], rng: np.random.Generator) -> Metrics:
-    """``r2``, the mean over targets, and ``rmse``, each with ``_low`` and ``_high``; ``r2_targets``, ``rmse_targets`` are lists.
+    """``r2``, the mean over targets, and ``rmse``, with ``_low`` and ``_high``; the same of each target as ``r2_targets`` ….
 
     R2 is 1 - sum (y - f)^2 / sum (y - mean y)^2 over rows; a target that is constant has none (None in the list) and is
-    left out of the mean. ``rmse`` is the root of the squared error's mean over targets. All intervals are 95 % bootstraps over rows.
+    left out of the mean. ``rmse`` is the root of the squared error's mean over targets. Intervals are 95 % bootstraps over
+    rows.
 
     Args:
         predictions: (n, T). If one is not a finite number, everything that depends on it is None.
@@ -76,7 +77,7 @@ def regression_metrics(predictions: NDArray[np.floating], targets: NDArray[np.fl
     # Centred, so that the sum of squares about the mean does not cancel.
     centred = np.where(known, targets - np.nanmean(targets, axis=0), 0)
     errors = np.where(known, predictions - np.nan_to_num(targets), 0.0)
-    diverged = ~np.isfinite(errors).all(axis=0)
+    diverged = np.asarray(~np.isfinite(errors).all(axis=0))
     errors[:, diverged] = 0
     weights = np.stack([known, centred, centred**2, errors**2]).transpose(0, 2, 1)  # (4, T, n)
 
@@ -110,8 +111,8 @@ def _known(predictions: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_
 def _segments(scores: NDArray[np.floating], positive: NDArray[np.bool_], rows: NDArray[np.bool_]) -> tuple[Any, Any]:
     """(J, n) sparse 0/1 of one label: the positives, and all rows, between its J thresholds.
 
-    Only scores of positives matter as thresholds, since recall grows at no other. Segment j has the rows at or above threshold j
-    (descending) and below the one before.
+    Only scores of positives matter as thresholds, since recall grows at no other. Segment j has the rows at or above
+    threshold j (descending) and below the one before.
 
     Args:
         scores: (m,) of the rows that are known.

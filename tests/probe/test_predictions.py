@@ -28,7 +28,7 @@ def test_hits_are_these_characters_on_disk() -> None:
 
 def test_hits_of_another_type_or_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="float64"):
-        pack_hits(np.zeros(3))
+        pack_hits(np.zeros(3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
         pack_hits(np.zeros((1, 3), dtype=bool))
 
@@ -77,7 +77,8 @@ def test_probabilities_come_back_in_half_precision(tmp_path: Path) -> None:
     path = write_probabilities(tmp_path / "feats.results", "key", values)
     assert path == tmp_path / "feats.results" / "probabilities" / "key.npy"
     found = read_probabilities(tmp_path / "feats.results", "key")
-    assert (found.dtype, found.shape) == (np.float16, (40, 5))
+    assert found.dtype == np.float16
+    assert found.shape == (40, 5)
     np.testing.assert_allclose(found, values, atol=2**-12)
     assert [one.name for one in path.parent.iterdir()] == ["key.npy"]
 

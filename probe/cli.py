@@ -70,11 +70,15 @@ _PATH = click.Path(path_type=Path)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
 @click.option("--threads", type=int, help="Of the CPU; default: all cores.")
 @click.option("--part", type=ListType(_part), default="0/1", help="I/N: only the I-th of N parts, from 0; for job arrays.")
+@click.option("--workers", type=click.IntRange(min=1), help="So many processes on this machine, one a GPU if there are GPUs.")
+@click.option("--dask", metavar="ADDRESS", help="Fit on a running Dask cluster, such as tcp://node1:8786.")
 def command(**options: Any) -> None:
     """Fit heads on the settings of a store and rank the settings by held-out accuracy."""
     stores = options.pop("store")
     load_head, refit = options.pop("load_head"), not options.pop("no_refit")
-    head = options.pop("head")
+    head, workers, dask = (options.pop(name) for name in ("head", "workers", "dask"))
+    if (workers is not None) + (dask is not None) + (options["part"][1] > 1) > 1:
+        raise click.UsageError("--part, --workers and --dask exclude each other")
     if (head is None) == (load_head is None):
         raise click.UsageError("give either --head, to fit, or --load-head, to score heads that were kept")
     try:
@@ -87,7 +91,7 @@ def command(**options: Any) -> None:
     if load_head is not None:
         apply_heads(load_head, stores, spec, click.echo)
     else:
-        probe_stores([replace(spec, store=store) for store in stores], click.echo)
+        probe_stores([replace(spec, store=store) for store in stores], click.echo, workers=workers, dask=dask)
 
 
 def main() -> None:

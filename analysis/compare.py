@@ -138,8 +138,8 @@ def describe(comparison: Comparison) -> list[str]:
     return [
         *lines,
         f"reference, best by val: {reference.head} on {reference.setting}; {comparison.n_test} test rows, paired",
-        f"of {len(others)} others, {marks.count('=')} do not differ significantly from it (=), {marks.count('+')} are "
-        f"better (+) and {marks.count('-')} worse (-), at 5 % for all comparisons together",
+        f"not significantly different from it (=): {marks.count('=')} of {len(others)}, better (+): {marks.count('+')}, "
+        f"worse (-): {marks.count('-')}, at 5 % for all comparisons together",
     ]
 
 

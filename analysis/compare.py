@@ -208,13 +208,13 @@ def _about(line: Line) -> str:
     )
 
 
-def _summed_hits(lines: Sequence[Line]) -> NDArray[np.int64]:
+def _summed_hits(lines: Sequence[Line]) -> NDArray[np.int32]:
     """(n,) number of fits that got each row right."""
     try:
         hits = np.stack([unpack_hits(line["test_hits"], line["n_test"]) for line in lines])
     except ProbeError as error:
         raise ProbeError(f"{_about(lines[0])}: {error}") from error
-    return np.asarray(hits.sum(axis=0, dtype=np.int64))
+    return np.asarray(hits.sum(axis=0, dtype=np.int32))
 
 
 def _cells(one: Compared, several: bool) -> list[str]:

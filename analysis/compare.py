@@ -138,8 +138,8 @@ def describe(comparison: Comparison) -> list[str]:
     return [
         *lines,
         f"reference, best by val: {reference.head} on {reference.setting}; {comparison.n_test} test rows, paired",
-        f"of {len(others)} others, {marks.count('=')} do not differ significantly from it (=), {marks.count('+')} are "
-        f"better (+) and {marks.count('-')} worse (-), at 5 % for all comparisons together",
+        f"not significantly different from it (=): {marks.count('=')} of {len(others)}, better (+): {marks.count('+')}, "
+        f"worse (-): {marks.count('-')}, at 5 % for all comparisons together",
     ]
 
 
@@ -208,13 +208,13 @@ def _about(line: Line) -> str:
     )
 
 
-def _summed_hits(lines: Sequence[Line]) -> NDArray[np.int64]:
+def _summed_hits(lines: Sequence[Line]) -> NDArray[np.int32]:
     """(n,) number of fits that got each row right."""
     try:
         hits = np.stack([unpack_hits(line["test_hits"], line["n_test"]) for line in lines])
     except ProbeError as error:
         raise ProbeError(f"{_about(lines[0])}: {error}") from error
-    return np.asarray(hits.sum(axis=0, dtype=np.int64))
+    return np.asarray(hits.sum(axis=0, dtype=np.int32))
 
 
 def _cells(one: Compared, several: bool) -> list[str]:

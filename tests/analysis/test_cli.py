@@ -170,8 +170,7 @@ def test_stores_are_compared_on_the_same_rows(stores: list[Path], tmp_path: Path
     lines = result.stdout.splitlines()
     assert lines[-3:] == [
         "reference, best by val: linear on block 1, timestep 10, pool 1; 800 test rows, paired",
-        "of 3 others, 2 do not differ significantly from it (=), 0 are better (+) and 1 worse (-), at 5 % for all "
-        "comparisons together",
+        "not significantly different from it (=): 2 of 3, better (+): 0, worse (-): 1, at 5 % for all comparisons together",
         f"4 settings in {out}",
     ]
     assert "reference" in lines[1]
@@ -196,7 +195,7 @@ def test_a_selection_of_the_default_folder_is_compared(
     monkeypatch.chdir(stores[0].parent)
     result = CliRunner().invoke(group, ["compare", *arguments])
     assert result.exit_code == 0, result.output
-    assert f"of {others} others" in result.stdout
+    assert f" of {others}, better" in result.stdout
 
 
 @pytest.mark.parametrize(

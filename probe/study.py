@@ -147,6 +147,7 @@ def probe_stores(
         made, not_made = _probe(spec, echo, workers, dask)
         found += [{**result, "store": str(spec.store)} for result in made] if several else made
         failed += not_made
+    found = list({(str(result.get("store")), result["key"]): result for result in found}.values())  # runs may overlap
     for line in ranking(found):
         echo(line)
     if failed:

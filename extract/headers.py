@@ -103,12 +103,13 @@ class _Walk:
                 return plain
             self._file.seek(0)  # anywhere else, so that tarfile looks whether the archive ends before the next header
             self._archive.firstmember = None  # type: ignore[attr-defined]  # tarfile has read it already
-            self._archive.offset = self._at  # type: ignore[attr-defined]
+            self._archive.offset = self._at
             member = self._archive.next()
             if member is None:
-                return self._end()
+                self._check_end()
+                return None
             self._archive.members.clear()  # type: ignore[attr-defined]  # a kilobyte a member, kept until the end
-            self._at = self._archive.offset  # type: ignore[attr-defined]
+            self._at = self._archive.offset
             name = member.name.removeprefix("./")
             if member.isdir():
                 continue
@@ -116,7 +117,7 @@ class _Walk:
                 return name, member.offset_data, member.size
             raise DataError(f"{self._path}: {name!r} is a link or a special file; archive the images themselves")
 
-    def _end(self) -> None:
+    def _check_end(self) -> None:
         """Raise ``tarfile.ReadError`` unless the archive ends here: tarfile takes a damaged header for the end."""
         self._file.seek(self._at)
         if any(self._file.read(_BLOCK)):

@@ -65,7 +65,7 @@ def recall(source: Source) -> tuple[dict[str, Listing] | None, str]:
         StoreError: the object storage does not answer.
     """
     try:
-        with np.load(source.file, allow_pickle=False) as arrays:
+        with source.file.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
             if about["format"] != FORMAT:
                 return None, f"{source.file} is of another version: listed again"

@@ -154,21 +154,23 @@ def _in_order(listing: Listing) -> Listing:
 
 
 def _assemble(listings: Mapping[str, Listing], notes: list[str]) -> DataSet:
-    classes = sorted({name for listing in listings.values() for name in listing.class_names if name is not None})
-    index = {name: number for number, name in enumerate(classes)}
+    named = {split: set(listing.class_names) - {None} for split, listing in listings.items()}
+    classes = sorted({name for own in named.values() for name in own if name is not None})
+    index: dict[str | None, int] = {name: number for number, name in enumerate(classes)} | {None: NO_LABEL}
     splits: dict[str, SplitData] = {}
     for split, listing in listings.items():
         if not split.isascii() or not is_split_name(split) or split == "journal":
             raise DataError(f"{split!r} cannot be the name of a split; use letters, digits, - and _")
         if not listing.in_order:
             _check_ids(split, listing.ids)
-        order = range(len(listing.ids)) if listing.in_order else row_order(listing.ids)
-        names = [listing.class_names[i] for i in order]
-        labels = np.array([NO_LABEL if name is None else index[name] for name in names], dtype=np.int32)
-        ids = np.array([listing.ids[i] for i in order], dtype=object)
-        splits[split] = SplitData(ids, labels, _in_row_order(listing.read, order))
+        labels = np.array([index[name] for name in listing.class_names], dtype=np.int32)
+        ids = np.array(listing.ids, dtype=object)
+        if listing.in_order:
+            splits[split] = SplitData(ids, labels, listing.read)
+        else:
+            order = row_order(listing.ids)
+            splits[split] = SplitData(ids[order], labels[order], _in_row_order(listing.read, order))
         notes += [f"{split}: {note}" for note in listing.notes]
-    named = {split: set(listing.class_names) - {None} for split, listing in listings.items()}
     for split, own in named.items():
         if own and named.get("train") and not own & named["train"]:
             notes.append(f"{split}: has no class in common with train")
@@ -266,7 +268,6 @@ def _splits_of_file(path: Path, seen: dict[str, Stamp]) -> dict[str, Listing]:
 
 
 def _splits_in_bucket(url: str) -> dict[str, Listing]:
-    refuse_compressed(url)
     if url.endswith(".tar"):
         return list_tar_splits(url)
     return {name: list_tars([tar], tar) for name, tar in split_tars(url).items()}
@@ -282,7 +283,10 @@ def _tars_of(source: str) -> list[str]:
         tars = matching_objects(source) if is_bucket_url(source) else [str(path) for path in matching_files(source)]
         refuse_mixed_splits(source, tars)
         return tars
-    return list(split_tars(source).values()) if is_bucket_url(source) and not source.endswith(".tar") else []
+    if not is_bucket_url(source) or source.endswith(".tar"):
+        return []
+    refuse_compressed(source)
+    return list(split_tars(source).values())
 
 
 # What is written before a source to say what it is.

@@ -53,12 +53,11 @@ def row_order(ids: Sequence[str]) -> list[int]:
 
 def ids_digest(ids: Iterable[str]) -> str:
     """``data_id`` of a split: digest of its ids in row order."""
-    total = blake2b(digest_size=16)
-    for name in ids:
-        raw = name.encode()
-        total.update(len(raw).to_bytes(4, "little"))
-        total.update(raw)
-    return total.hexdigest()
+    raw = list(map(str.encode, ids))
+    sizes = {size: size.to_bytes(4, "little") for size in set(map(len, raw))}
+    pieces = [b""] * (2 * len(raw))  # in one piece and without a loop, since there may be a million
+    pieces[::2], pieces[1::2] = map(sizes.__getitem__, map(len, raw)), raw
+    return blake2b(b"".join(pieces), digest_size=16).hexdigest()
 
 
 def salted_fractions(ids: Iterable[str], salt: str) -> NDArray[np.float64]:

@@ -16,22 +16,22 @@ from .stamps import Stamp, local_stamp, split_url, stamps_of
 
 
 class Archives(Protocol):
-    """Several archives, known by their place in a list, that any number of threads read from.
-
-    Attributes:
-        paths: or URLs of the archives.
-        stamps: by path; of an archive that changes later nothing is read.
-        read_ahead: bytes worth reading at a time by who reads on from there.
-    """
+    """Several archives, known by their place in a list, that any number of threads read from."""
 
     @property
-    def paths(self) -> Sequence[str]: ...  # noqa: D102
+    def paths(self) -> Sequence[str]:
+        """Paths or URLs of the archives."""
+        ...
 
     @property
-    def stamps(self) -> Mapping[str, Stamp]: ...  # noqa: D102
+    def stamps(self) -> Mapping[str, Stamp]:
+        """By path, as they were listed; of an archive that has another one now nothing is read."""
+        ...
 
     @property
-    def read_ahead(self) -> int: ...  # noqa: D102
+    def read_ahead(self) -> int:
+        """Bytes worth reading at a time by who reads on from there."""
+        ...
 
     def size(self, number: int) -> int:
         """Bytes of an archive, as it was listed."""

@@ -1,14 +1,19 @@
-"""``diffssl-analyze``: pictures from results."""
+"""``diffssl-analyze``: pictures and comparisons from results."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 
 from ..probe import Results
-from ..store.cli import run
-from ..store.selection import parse_pools
+from ..store.cli import ListType, run
+from ..store.selection import parse_blocks, parse_numbers, parse_pools
+from .choose import choose_results, read_results
+from .compare import compare, describe, write_csv
 from .plots import SUFFIXES, draw_maps
 from .table import accuracy_maps
 
@@ -37,6 +42,30 @@ def map_command(results: Path, head: str | None, pools: str | None, value: str, 
     maps = accuracy_maps(Results(results).read(), head.split(",") if head else None, sizes)
     draw_maps(maps, value, out)
     click.echo(f"{len(maps)} map{'s' if len(maps) > 1 else ''} in {out}")
+
+
+@group.command("compare")
+@click.argument("results", type=click.Path(path_type=Path), nargs=-1)
+@click.option("--head", help="Only these heads, with commas; default: all.")
+@click.option("--blocks", type=ListType(parse_blocks), help="Only these, such as 18,24 or 1-37 or 19@8,24@full; default: all.")
+@click.option("--timesteps", type=ListType(parse_numbers), help="Only these; default: all.")
+@click.option("--pools", type=ListType(parse_pools), help="Only these; default: all.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the resampled test rows.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all rows of the table as CSV too.")
+def compare_command(results: Sequence[Path], head: str | None, seed: int, out: Path | None, **selection: Any) -> None:
+    """Test on the same test rows which settings and heads differ from the best by val, corrected for all comparisons.
+
+    RESULTS are folders of results, of one store or several with the same test rows; default: feats.results.
+    """
+    heads = head.split(",") if head else None
+    lines = read_results(results or [Path("feats.results")])
+    comparison = compare(choose_results(lines, heads, **selection), np.random.default_rng(seed))
+    for line in describe(comparison):
+        click.echo(line)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(comparison, out)
+        click.echo(f"{len(comparison.settings)} settings in {out}")
 
 
 def main() -> None:

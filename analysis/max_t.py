@@ -60,7 +60,7 @@ def max_t(
         seeds: (S,) number of seeds of each setting.
         reference: number of the setting that others are compared with; not to be chosen by these hits.
         rng: of the resamples.
-        resamples: how many. Memory is 4 bytes a row and setting, and a few MB.
+        resamples: how many. Memory is 4 bytes a row and setting besides ``hits``, and a few MB.
     """
     n = hits.shape[1]
     means = hits.mean(axis=1) / seeds

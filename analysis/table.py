@@ -51,26 +51,34 @@ def accuracy_maps(
     """One map per head and pool size; of an encoder without timesteps, one column.
 
     Args:
-        results: lines of one store (one ``feature_id``).
+        results: lines of one store (one ``feature_id``). Fits on several settings have no place on a map, and fits on subsets
+            of the training rows are shown if there are no others: they are left out.
         heads: None for all.
         pools: None for all.
 
     Raises:
         NoResults: the selection leaves none, or the results are of several stores or protocols.
     """
-    there = [r for r in results if r["timestep"] is not None] or list(results)
+    alone = [r for r in results if not isinstance(r["block"], list)]
+    whole = [r for r in alone if r["specification"].get("subset") is None] or alone
+    there = [r for r in whole if r["timestep"] is not None] or whole
     have = dict.fromkeys(r["head"] for r in there)
     absent = [head for head in heads or [] if head not in have]
     if not there or absent:
         named = f" of {', '.join(absent)}" if absent else ""
         raise NoResults(f"no results{named}; there are {', '.join(have) or 'none'}; run diffssl-probe first")
+    there = [r for r in there if heads is None or r["head"] in heads]
     _check_comparable(there)
-    sizes = sorted({r["pool"] for r in there}, key=lambda pool: (isinstance(pool, str), pool))
     return [
-        _one_map([r for r in there if r["head"] == head], head, pool)
+        _one_map(own, head, pool)
         for head in heads or have
-        for pool in (sizes if pools is None else pools)
+        if (own := [r for r in there if r["head"] == head])
+        for pool in (_pools(own) if pools is None else pools)
     ]
+
+
+def _pools(results: Sequence[Mapping[str, Any]]) -> list[int | str]:
+    return sorted({r["pool"] for r in results}, key=lambda pool: (isinstance(pool, str), pool))
 
 
 def _check_comparable(results: Sequence[Mapping[str, Any]]) -> None:

@@ -1,70 +1,64 @@
-"""Uncompressed tar archives: listed by the headers, read in place by offset, never unpacked."""
+"""Archives that are read in place by offset, never unpacked: local files, few of them open, and objects in a bucket."""
 
 from __future__ import annotations
 
 import os
-import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ..store.location import is_bucket_url, open_bucket
 from .errors import DataError
+from .stamps import Stamp, local_stamp, split_url, stamps_of
 
-_UNCOMPRESS = {".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".tbz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
+
+class Archives(Protocol):
+    """Several archives, known by their place in a list, that any number of threads read from."""
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Paths or URLs of the archives."""
+        ...
+
+    @property
+    def stamps(self) -> Mapping[str, Stamp]:
+        """By path, as they were listed; of an archive that has another one now nothing is read."""
+        ...
+
+    @property
+    def read_ahead(self) -> int:
+        """Bytes worth reading at a time by who reads on from there."""
+        ...
+
+    def size(self, number: int) -> int:
+        """Bytes of an archive, as it was listed."""
+        ...
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes of an archive. Raises ``OSError``, also if it has changed since it was listed."""
+        ...
 
 
-@dataclass(frozen=True)
-class Members:
-    """The files of one archive, in its order; hidden ones left alone.
+def open_archives(paths: Sequence[str], stamps: Mapping[str, Stamp] | None = None) -> Archives:
+    """Archives in folders, or in one bucket.
 
-    Attributes:
-        names: (n,) as in the archive, a leading ``./`` aside.
-        spans: (n, 2) int64, where the bytes of each are: offset and size.
+    Args:
+        paths: or URLs.
+        stamps: of archives that were listed before; as they are now by default.
+
+    Raises:
+        DataError: one is not there.
+        StoreError: the object storage does not answer.
     """
-
-    names: list[str]
-    spans: NDArray[np.int64]
-
-
-def refuse_compressed(path: Path) -> None:
-    """Raise ``DataError`` for an archive that cannot be read in place."""
-    tool = _UNCOMPRESS.get(path.suffix)
-    if tool:
-        raise DataError(
-            f"{path}: compressed archives cannot be read in place; uncompress it once ({tool} {path}) and give the .tar"
-        )
-
-
-def read_headers(path: Path) -> Members:
-    """List an archive. Raises ``DataError`` if it is damaged, or has links or special files."""
-    names: list[str] = []
-    spans: list[tuple[int, int]] = []
-    try:
-        with tarfile.open(path, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # a kilobyte a member, kept until the end
-                name = member.name.removeprefix("./")
-                if member.isdir() or _hidden(name):
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise DataError(f"{path}: {name!r} is a link or a special file; archive the images themselves")
-                names.append(name)
-                spans.append((member.offset_data, member.size))
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: is not an uncompressed tar, or is damaged ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    return Members(names, np.array(spans, dtype=np.int64).reshape(-1, 2))
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+    if stamps is None:
+        try:
+            stamps = stamps_of(paths)
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read ({error})") from error
+    return Objects(paths, stamps) if is_bucket_url(paths[0]) else OpenFiles(paths, stamps)
 
 
 @dataclass
@@ -79,35 +73,34 @@ class OpenFiles:
     """Reads pieces of many files from many threads, with few of them open.
 
     Args:
-        paths: of the files, which are then known by their place in this list.
+        paths: of the files.
+        stamps: of the files, when they were listed.
         limit: of open files; more are open only while more threads than this read different ones.
     """
 
-    def __init__(self, paths: Sequence[Path], limit: int = 128) -> None:
-        self._paths = list(paths)
+    read_ahead = 1 << 13  # the system reads ahead by itself
+
+    def __init__(self, paths: Sequence[str], stamps: Mapping[str, Stamp], limit: int = 128) -> None:
+        self.paths = list(paths)
+        self.stamps = stamps
         self._limit = limit
         self._lock = Lock()
         self._open: OrderedDict[int, _Open] = OrderedDict()  # least recently used first
-        self._seen: dict[int, tuple[int, ...]] = {}
 
     def __del__(self) -> None:
         for file in self._open.values():
             os.close(file.descriptor)
 
-    def remember(self, number: int) -> None:
-        """Open a file, so that a later change of it is noticed. Raises ``DataError`` if it cannot be opened."""
-        try:
-            with self._borrow(number):
-                pass
-        except OSError as error:
-            raise DataError(f"{self._paths[number]}: cannot be read ({error})") from error
+    def size(self, number: int) -> int:
+        """Bytes of a file, as it was listed."""
+        return int(self.stamps[self.paths[number]][1])
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """Read ``size`` bytes of a file. Raises ``OSError``, also if the file has changed since it was first opened."""
+        """Read ``size`` bytes of a file. Raises ``OSError``, also if it has changed since it was listed."""
         with self._borrow(number) as descriptor:
             content = os.pread(descriptor, size, offset)  # has no position, so one descriptor serves all threads
         if len(content) != size:
-            raise OSError(f"{self._paths[number]}: was cut short ({len(content)} of {size} bytes at {offset})")
+            raise OSError(f"{self.paths[number]}: was cut short ({len(content)} of {size} bytes at {offset})")
         return content
 
     @contextmanager
@@ -125,15 +118,53 @@ class OpenFiles:
                 file.users -= 1
 
     def _opened(self, number: int) -> _Open:
-        descriptor = os.open(self._paths[number], os.O_RDONLY)
-        status = os.fstat(descriptor)
-        now = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if self._seen.setdefault(number, now) != now:
+        path = self.paths[number]
+        descriptor = os.open(path, os.O_RDONLY)
+        if local_stamp(os.fstat(descriptor)) != self.stamps[path]:
             os.close(descriptor)
-            raise OSError(f"{self._paths[number]}: was replaced or changed after it was listed")
+            raise _changed(path)
         return _Open(descriptor)
 
     def _close_idle(self) -> None:
         idle = [number for number, file in self._open.items() if not file.users]
         for number in idle[: max(0, len(self._open) - self._limit)]:
             os.close(self._open.pop(number).descriptor)
+
+
+class Objects:
+    """Reads pieces of objects of one bucket, a request each.
+
+    Args:
+        paths: their URLs.
+        stamps: of the objects, when they were listed.
+    """
+
+    read_ahead = 1 << 20  # about what comes in the time that a request takes anyway
+
+    def __init__(self, paths: Sequence[str], stamps: Mapping[str, Stamp]) -> None:
+        self.paths = list(paths)
+        self.stamps = stamps
+        self._bucket = open_bucket(paths[0])
+
+    def size(self, number: int) -> int:
+        """Bytes of an object, as it was listed."""
+        return int(self.stamps[self.paths[number]][1])
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes of an object.
+
+        Raises:
+            OSError: it is not there, or has changed since it was listed.
+            StoreError: the storage does not give it.
+        """
+        path = self.paths[number]
+        content, tag = self._bucket.read(split_url(path)[1], offset, size)
+        if tag != self.stamps[path]:
+            raise _changed(path)
+        if len(content) != size:
+            raise OSError(f"{path}: was cut short ({len(content)} of {size} bytes at {offset})")
+        return content
+
+
+def _changed(path: str) -> OSError:
+    return OSError(f"{path}: was replaced or changed after it was listed")

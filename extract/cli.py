@@ -35,6 +35,7 @@ def _row_block(text: str) -> int | None:
 @click.option("--data", multiple=True, default=[DIGITS], help="Images, or split=IMAGES (see docs/data.md); default: digits.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV (file,label) of a flat folder of images.")
 @click.option("--only", multiple=True, metavar="FILE", help="Only the ids in FILE, one a line, or split=FILE (repeatable).")
+@click.option("--relist", is_flag=True, help="List the images again, even if a listing of them was kept.")
 @click.option("--model", help=f"{BUNDLED} (default), {', '.join(PUBLISHED)}, timm:NAME, diffusers:ID.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Your own weights, with --model-config or timm:NAME.")
 @click.option("--model-config", type=click.Path(path_type=Path), help="JSON of guided_diffusion's flags.")

@@ -7,20 +7,17 @@ computed what, and two workers on one row block do no harm.
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
+from distributed import Client, KilledWorker, as_completed
 
 from ..store import FeatureStore
+from ..store.cluster import resources_of
 from ..store.location import is_url
 from .errors import ExtractError
 from .job import Echo, Job, begin, compute, prepare
@@ -31,9 +28,6 @@ from .spec import ExtractSpec
 if TYPE_CHECKING:
     from .backbone import Backbone
     from .pipeline import Timings
-
-_CONNECT_SECONDS = 20
-_GPU = "GPU"  # the resource by which workers declare that they have one
 
 
 @dataclass(frozen=True)
@@ -48,60 +42,6 @@ class _Session:
 _sessions: dict[str, _Session] = {}
 # A worker with several threads still has one model: its row blocks take turns.
 _turn = threading.Lock()
-
-
-@contextmanager
-def local_cluster(workers: int, device: str) -> Iterator[Client]:
-    """A cluster of processes on this machine, each with a GPU of its own, or with its share of the cores.
-
-    Args:
-        workers: how many.
-        device: as ``--device``; GPUs are shared out if it is ``auto``.
-    """
-    gpus = _gpus() if device == "auto" else []
-    cores = str(max(1, (os.cpu_count() or 1) // workers))
-    nannies = {
-        i: {
-            "cls": Nanny,
-            "options": {
-                "nthreads": 1,
-                "memory_limit": 0,  # memory is bounded by the pipeline; a nanny that guesses would kill at random
-                "env": {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {"OMP_NUM_THREADS": cores},
-                "silence_logs": logging.ERROR,
-            },
-        }
-        for i in range(workers)
-    }
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}}
-    with SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR) as cluster, Client(cluster) as client:
-        yield client
-
-
-@contextmanager
-def connect(address: str) -> Iterator[Client]:
-    """A running cluster. Raises ``ExtractError`` where there is none, it has no workers, or they have another diffssl."""
-    try:
-        client = Client(address, timeout=_CONNECT_SECONDS)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ExtractError(
-            f"there is no Dask scheduler at {address} ({error}); start one with 'dask scheduler', "
-            "and workers with 'dask worker'"
-        ) from error
-    with client:
-        try:
-            found = client.run(version, "diffssl")
-        except ImportError as error:
-            raise ExtractError(f"the workers at {address} have no diffssl ({error}); install it where they run") from error
-        if not found:
-            raise ExtractError(f"the Dask cluster at {address} has no workers; start some with 'dask worker {address}'")
-        others = {where: theirs for where, theirs in found.items() if theirs != version("diffssl")}
-        if others:
-            where, theirs = next(iter(others.items()))
-            raise ExtractError(
-                f"{len(others)} of {len(found)} workers have another diffssl, such as {theirs} at {where}; "
-                f"here it is {version('diffssl')}"
-            )
-        yield client
 
 
 def for_other_folders(spec: ExtractSpec) -> ExtractSpec:
@@ -139,7 +79,7 @@ def compute_on_cluster(job: Job, client: Client, progress: Callable[[int], objec
         echo(
             f"only {len(job.plan.work)} row blocks for {len(workers)} workers; a new store with a smaller --row-block has more"
         )
-    resources = {_GPU: 1} if any(_GPU in worker["resources"] for worker in workers.values()) else None
+    resources = resources_of(client)
     run, spec = uuid.uuid4().hex, job.spec
     items = {
         client.submit(
@@ -187,12 +127,3 @@ def extract_row_block(run: str, spec: ExtractSpec, split: str, row_block: int, c
 async def _forget(run: str) -> None:
     """On a worker: give the memory of a run back. A coroutine, so that nobody waits for a worker that just died."""
     _sessions.pop(run, None)
-
-
-def _gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    return names if torch.cuda.is_available() else []

@@ -70,7 +70,8 @@ def prepare(spec: ExtractSpec, echo: Echo = print, *, fetch: bool = True) -> Job
     echo(_announcement(spec, there))
     model = pick_model(spec, there)
     timesteps = timesteps_of(spec, model)
-    data = load_data(spec.data, spec.labels, spec.only)
+    data = load_data(spec.data, spec.labels, spec.only, spec.relist)
+    spec = replace(spec, relist=False)  # whoever prepares the job again, here or on another machine, takes what was kept now
     for note in data.notes:
         echo(note)
     condition_of(spec, model, there)  # before two gigabytes come

@@ -21,12 +21,14 @@ class Listing:
         class_names: class name of each, or None.
         read: reads the bytes of the i-th image. Raises ``OSError``.
         notes: what people should know about how the images were listed.
+        in_order: the images are in row order, and their ids were checked.
     """
 
     ids: Sequence[str]
     class_names: Sequence[str | None]
     read: Callable[[int], bytes]
     notes: Sequence[str] = ()
+    in_order: bool = False
 
 
 def named_split(text: str) -> tuple[str | None, str]:

@@ -10,10 +10,13 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
+from ..store.progress import progress_bar
 from .errors import DataError
 from .folders import missing_files
 from .labels import class_names
 from .listing import Listing, is_split_name
+from .readers import WholeFiles
+from .stamps import Stamp, local_stamp
 
 _FIELDS = ("path", "label", "split", "id")
 
@@ -28,16 +31,21 @@ class _Split:
     numbers: array[int] = field(default_factory=lambda: array("q"))
 
 
-def list_manifest(path: Path) -> dict[str, Listing]:
+def list_manifest(path: Path, seen: dict[str, Stamp]) -> dict[str, Listing]:
     """The splits of a manifest; the one split "all" if no line has a split.
 
     A line is ``{"path": …, "label": …, "split": …, "id": …}``, of which only the path must be there. Relative paths are below
     the folder of the manifest; without an id, the path as it is written is the id; either all lines have a label (or a split)
     or none has. Other fields are ignored, and named in a note.
 
+    Args:
+        path: of the manifest.
+        seen: gets its stamp.
+
     Raises:
         DataError: with the number of the line that is wrong, or what is missing.
     """
+    seen[str(path)] = local_stamp(path.stat())
     splits: dict[str, _Split] = {}
     ids: dict[str, set[str]] = {}
     extra: set[str] = set()
@@ -70,8 +78,11 @@ def list_manifest(path: Path) -> dict[str, Listing]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with something on them, and their numbers."""
     try:
-        with path.open("rb") as file:
+        size = path.stat().st_size
+        with path.open("rb") as file, progress_bar(size, "B", "read the manifest", delay=2) as bar:
+            bar.unit_scale = True
             for number, raw in enumerate(file, start=1):
+                bar.update(len(raw))
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError as error:
@@ -120,5 +131,4 @@ def _listing(path: Path, split: _Split, notes: list[str]) -> Listing:
         more.append(
             f"{absolute} ids are absolute paths, which change with the place of the images; write relative paths, or ids"
         )
-    paths = split.paths
-    return Listing(split.ids, names, lambda i: (root / paths[i]).read_bytes(), [*more, *notes])
+    return Listing(split.ids, names, WholeFiles(root, split.paths), [*more, *notes])

@@ -30,11 +30,11 @@ def matching_files(pattern: str) -> list[Path]:
     Raises:
         DataError: a part of the pattern matches nothing, a file is not there, or the braces make no sense.
     """
-    names = _expand(pattern)
+    names = expand(pattern)
     paths: set[Path] = set()
     missing: list[str] = []
     for name in names:
-        matches = [Path(match) for match in glob.glob(name, recursive=True)] if _has_wildcard(name) else [Path(name)]  # noqa: PTH207
+        matches = [Path(match) for match in glob.glob(name, recursive=True)] if has_wildcard(name) else [Path(name)]  # noqa: PTH207
         files = [path for path in matches if path.is_file()]
         paths.update(files)
         missing += [] if files else [name]
@@ -45,7 +45,7 @@ def matching_files(pattern: str) -> list[Path]:
     return sorted(paths)
 
 
-def refuse_mixed_splits(pattern: str, paths: Iterable[Path]) -> None:
+def refuse_mixed_splits(pattern: str, paths: Iterable[Path | str]) -> None:
     """Raise ``DataError`` for files of train and of val in one pattern that does not say so: ``*.tar`` where all shards lie."""
     words = [_WORDS & set(_LETTERS.findall(str(path).lower())) for path in paths]
     differ = set().union(*words) - set(_WORDS).intersection(*words)
@@ -58,12 +58,13 @@ def refuse_mixed_splits(pattern: str, paths: Iterable[Path]) -> None:
         )
 
 
-def _has_wildcard(text: str) -> bool:
+def has_wildcard(text: str) -> bool:
+    """Whether a name, its braces expanded, still stands for many."""
     return any(sign in text for sign in "*?[")
 
 
-def _expand(pattern: str) -> list[str]:
-    """The names that braces stand for."""
+def expand(pattern: str) -> list[str]:
+    """The names that braces stand for. Raises ``DataError`` where they make no sense."""
     pieces = _BRACES.split(pattern)
     choices = [[piece] if i % 2 == 0 else _choices(pattern, piece) for i, piece in enumerate(pieces)]
     if any(sign in piece for piece in pieces[::2] for sign in "{}"):

@@ -101,11 +101,13 @@ def _compute(job: Job, echo: Echo, workers: int | None, dask: str | None) -> Fea
 
 def _on_cluster(job: Job, echo: Echo, workers: int | None, dask: str | None) -> Timings:
     """Compute in processes of this machine or of a running Dask cluster."""
-    from .cluster import compute_on_cluster, connect, for_other_folders, local_cluster
+    from ..store.cluster import connect, local_cluster
+    from .cluster import compute_on_cluster, for_other_folders
+    from .settings import count_gpus
 
     if dask is not None:
         job = replace(job, spec=for_other_folders(job.spec))
-    cluster = local_cluster(workers, job.spec.device) if workers else connect(str(dask))
+    cluster = local_cluster(workers, count_gpus(job.spec.device)) if workers else connect(str(dask))
     with cluster as client, progress_bar(job.plan.forwards, " images", _LABEL) as bar:
         return compute_on_cluster(job, client, bar.update, echo)
 

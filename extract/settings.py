@@ -131,6 +131,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def count_gpus(device: str) -> int:
+    """GPUs to share out among processes: all of this machine for ``auto``, none for a device by name."""
+    import torch
+
+    return torch.cuda.device_count() if device == "auto" and torch.cuda.is_available() else 0
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a compute dtype's name."""
     import torch

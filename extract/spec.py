@@ -25,6 +25,7 @@ class ExtractSpec:
         data: sources of images, see :func:`diffssl.extract.sources.load_data`.
         labels: CSV of labels for a flat folder.
         only: files of ids, ``FILE`` or ``split=FILE``, see :func:`diffssl.extract.subsets.restrict`; empty for all images.
+        relist: list the images again, even if a listing of them was kept.
         model: name of a bundled or published model, ``timm:NAME`` or ``diffusers:ID``; the bundled one by default.
         checkpoint, model_config: files of a user's own ADM instead, both or neither; a checkpoint alone with ``timm:NAME``.
         backbone: ``FILE.py:FUNCTION`` of a user's own backbone instead.
@@ -52,6 +53,7 @@ class ExtractSpec:
     data: Sequence[str] = (DIGITS,)
     labels: Path | None = None
     only: Sequence[str] = ()
+    relist: bool = False
     model: str | None = None
     checkpoint: Path | None = None
     model_config: Path | None = None

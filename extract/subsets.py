@@ -121,6 +121,7 @@ def _chosen(text: str, split: str, listing: Listing, kind: str, rows: Mapping[st
         [listing.class_names[i] for i in chosen],
         lambda i: listing.read(chosen[i]),
         [*listing.notes, note],
+        listing.in_order,
     )
 
 

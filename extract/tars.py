@@ -4,39 +4,45 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from pathlib import PurePosixPath
+from threading import Lock
 
-from .archive import OpenFiles, read_headers, refuse_compressed
+from ..store.progress import progress_bar
+from .archive import Archives, open_archives
 from .errors import DataError
+from .headers import read_headers, refuse_compressed
 from .images import SUFFIXES
 from .listing import SPLITS, Listing, ignored_files
-from .webdataset import Shard, are_samples, in_shards, list_samples, read_shard
+from .webdataset import LABEL_FILES, Shard, are_samples, in_shards, list_samples, read_shard
 
 FOLDERS, SAMPLES = "tar", "wds"  # how tars can be read, as it is written before their names
 
+_THREADS = 8  # hides the latency of shared storage
 
-def list_tars(paths: Sequence[Path], where: str, kind: str | None = None) -> Listing:
+
+def list_tars(paths: Sequence[str], where: str, kind: str | None = None) -> Listing:
     """Tars that are one split.
 
     Args:
-        paths: of the tars.
+        paths: or URLs of the tars, all in folders or all in one bucket.
         where: what was given, for messages.
         kind: ``"tar"`` for class folders, ``"wds"`` for WebDataset samples, None to see what they are.
 
     Raises:
         DataError: with what is wrong and the way out.
     """
-    shards, files, samples = _read(paths, where, kind)
+    shards, archives, samples = _read(paths, where, kind)
     if samples:
-        return list_samples(shards, files, where)
+        return list_samples(shards, archives, where)
     shards, notes = _without_common_folder(shards, where)
-    return _listing(shards, files, where, notes + _others(shards))
+    return _listing(shards, archives, where, notes + _others(shards))
 
 
-def list_tar_splits(path: Path) -> dict[str, Listing]:
+def list_tar_splits(path: str) -> dict[str, Listing]:
     """Splits inside one tar: top folders named train, val, test; else the one split "all". Raises ``DataError``."""
-    shards, files, samples = _read([path], str(path), None)
+    shards, archives, samples = _read([path], path, None)
     tops = {name.split("/", 1)[0] for name in shards[0].names}
     if samples:
         own = sorted(tops & set(SPLITS))
@@ -45,10 +51,10 @@ def list_tar_splits(path: Path) -> dict[str, Listing]:
                 f"{path}: has WebDataset samples in its folders {' and '.join(own)}; make a tar of each, or write wds:{path} "
                 "for one split of all"
             )
-        return {"all": list_samples(shards, files, str(path))}
+        return {"all": list_samples(shards, archives, path)}
     notes = _others(shards)
     if not tops & set(SPLITS):
-        shards, more = _without_common_folder(shards, str(path))
+        shards, more = _without_common_folder(shards, path)
         notes += more
     shard = shards[0]
     by_split: dict[str, list[int]] = {}
@@ -60,27 +66,41 @@ def list_tar_splits(path: Path) -> dict[str, Listing]:
         else:
             stray.append(name)
     if not by_split:
-        return {"all": _listing(shards, files, str(path), notes)}
+        return {"all": _listing(shards, archives, path, notes)}
     if stray:
         raise DataError(f"{path}: has images outside its folders train, val and test (such as {stray[0]!r})")
     parts = {split: _below(shard, rows) for split, rows in sorted(by_split.items())}
-    return {split: _listing([part], files, str(path), notes) for split, part in parts.items()}
+    return {split: _listing([part], archives, path, notes) for split, part in parts.items()}
 
 
-def _read(paths: Sequence[Path], where: str, kind: str | None) -> tuple[list[Shard], OpenFiles, bool]:
-    """The images of tars, files to read them from, and whether they are WebDataset samples."""
+def _read(paths: Sequence[str], where: str, kind: str | None) -> tuple[list[Shard], Archives, bool]:
+    """The images of tars, the archives to read them from, and whether they are WebDataset samples."""
     for path in paths:
         refuse_compressed(path)
-        if path.suffix != ".tar":
-            raise DataError(f"{path}: is not a .tar; give one, or a pattern of many, such as '{path.parent}/*.tar'")
-    files = OpenFiles(paths)
-    shards: list[Shard] = []
-    for number, path in enumerate(paths):
-        files.remember(number)
-        shards.append(read_shard(path, read_headers(path), files, number, labelled=kind != FOLDERS))
+        if not path.endswith(".tar"):
+            folder = path.rpartition("/")[0] or "."
+            raise DataError(f"{path}: is not a .tar; give one, or a pattern of many, such as '{folder}/*.tar'")
+    archives = open_archives(paths)
+    lock = Lock()
+    labelled = kind != FOLDERS
+    with (
+        progress_bar(sum(map(archives.size, range(len(paths)))), "B", "list", delay=2) as bar,
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="diffssl-list") as pool,
+    ):
+        bar.unit_scale = True
+
+        def progress(n_bytes: int) -> None:
+            with lock:
+                bar.update(n_bytes)
+
+        def read(number: int) -> Shard:
+            members = read_headers(archives, number, LABEL_FILES if labelled else {}, progress)
+            return read_shard(paths[number], members, labelled)
+
+        shards = list(pool.map(read, range(len(paths))))
     if not any(shard.names for shard in shards):
         raise DataError(f"{where}: no images found; known suffixes are {', '.join(SUFFIXES)}")
-    return shards, files, kind == SAMPLES or (kind is None and are_samples(shards, where))
+    return shards, archives, kind == SAMPLES or (kind is None and are_samples(shards, where))
 
 
 def _others(shards: Sequence[Shard]) -> list[str]:
@@ -107,10 +127,10 @@ def _without_common_folder(shards: list[Shard], where: str) -> tuple[list[Shard]
     if len(tops) > 1 or any(name.count("/") < 2 for shard in shards for name in shard.names):
         return shards, []
     below = [_below(shard, range(len(shard.names))) for shard in shards]
-    return below, [f"ids are the names below {min(tops)}/ in {Path(where).name}"]
+    return below, [f"ids are the names below {min(tops)}/ in {PurePosixPath(where).name}"]
 
 
-def _listing(shards: Sequence[Shard], files: OpenFiles, where: str, notes: Sequence[str]) -> Listing:
+def _listing(shards: Sequence[Shard], archives: Archives, where: str, notes: Sequence[str]) -> Listing:
     names = [name for shard in shards for name in shard.names]
     flat = [name for name in names if "/" not in name]
     if flat and len(flat) < len(names):
@@ -119,4 +139,4 @@ def _listing(shards: Sequence[Shard], files: OpenFiles, where: str, notes: Seque
         notes = [*notes, "no labels: they come from class folders in the tar, never from a table in it"]
     folders = {name: name for name in {name.split("/", 1)[0] for name in names}}  # one object a class
     classes = [None if flat else folders[name.split("/", 1)[0]] for name in names]
-    return Listing(names, classes, in_shards(shards, files), notes)
+    return Listing(names, classes, in_shards(shards, archives), notes)

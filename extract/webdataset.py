@@ -12,20 +12,23 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .archive import Members, OpenFiles
+from .archive import Archives
 from .errors import DataError
+from .headers import Members
 from .images import SUFFIXES
 from .labels import class_names
 from .listing import Listing
+from .readers import Pieces
+
+LABEL_FILES = {".cls": 1 << 12, ".json": 1 << 24}  # suffix -> most bytes
 
 _FIELDS = ("label", "cls", "class")
 _INTEGER = re.compile(r"-?\d+", re.ASCII)
-_MOST_BYTES = {".cls": 1 << 12, ".json": 1 << 24}
 
 Label = int | str | None
 
@@ -35,7 +38,7 @@ class Shard:
     """The images of one tar, and what lies beside them.
 
     Attributes:
-        path: of the tar.
+        path: or URL of the tar.
         names: (n,) of the images.
         spans: (n, 2) int64, offset and size of each.
         labels: (n,) from the files beside the images; None for none.
@@ -44,7 +47,7 @@ class Shard:
         others: suffix of the files that are neither, however long -> how many.
     """
 
-    path: Path
+    path: str
     names: list[str]
     spans: NDArray[np.int64]
     labels: list[Label]
@@ -60,14 +63,12 @@ def key_of(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", f"{dot}{suffix.lower()}"
 
 
-def read_shard(path: Path, members: Members, files: OpenFiles, number: int, labelled: bool = True) -> Shard:
+def read_shard(path: str, members: Members, labelled: bool = True) -> Shard:
     """Sort a tar's files into images and what lies beside them, and read the labels there are.
 
     Args:
-        path: of the tar.
-        members: of the tar.
-        files: to read from.
-        number: the tar's place in ``files``.
+        path: or URL of the tar.
+        members: of the tar, with the contents of ``LABEL_FILES``.
         labelled: whether to read labels.
 
     Raises:
@@ -75,7 +76,7 @@ def read_shard(path: Path, members: Members, files: OpenFiles, number: int, labe
     """
     images = [i for i, name in enumerate(members.names) if name.lower().endswith(SUFFIXES)]
     keys = {key_of(members.names[i])[0] for i in images} if len(images) < len(members.names) else set()
-    beside: dict[str, dict[str, tuple[int, int]]] = {".cls": {}, ".json": {}}
+    beside: dict[str, dict[str, bytes | int]] = {suffix: {} for suffix in LABEL_FILES}
     accompanied: set[str] = set()
     others: Counter[str] = Counter()
     for i, name in enumerate(members.names):
@@ -87,13 +88,13 @@ def read_shard(path: Path, members: Members, files: OpenFiles, number: int, labe
         if labelled and key in keys and suffix in beside:
             if key in beside[suffix]:
                 raise DataError(f"{path}: {name!r} is there twice; make the tar anew")
-            beside[suffix][key] = (int(members.spans[i, 0]), int(members.spans[i, 1]))
+            beside[suffix][key] = members.contents.get(i, int(members.spans[i, 1]))
         else:
             others[suffix or "no suffix"] += 1
-    labels, source = _labels(path, beside, files, number)
-    for suffix, spans in beside.items():
-        if spans and not (source or "").startswith(suffix):
-            others[suffix] += len(spans)
+    labels, source = _labels(path, beside)
+    for suffix, contents in beside.items():
+        if contents and not (source or "").startswith(suffix):
+            others[suffix] += len(contents)
     names = [members.names[i] for i in images]
     mine = [labels.get(key_of(name)[0]) if labels else None for name in names]
     return Shard(path, names, members.spans[images], mine, source, len(accompanied), others)
@@ -118,12 +119,12 @@ def are_samples(shards: Sequence[Shard], where: str) -> bool:
     )
 
 
-def list_samples(shards: Sequence[Shard], files: OpenFiles, where: str) -> Listing:
+def list_samples(shards: Sequence[Shard], archives: Archives, where: str) -> Listing:
     """The samples of shards, which are one split.
 
     Args:
-        shards: in the order of ``files``.
-        files: to read from.
+        shards: in the order of ``archives``.
+        archives: to read from.
         where: what was given, for messages.
 
     Raises:
@@ -133,8 +134,9 @@ def list_samples(shards: Sequence[Shard], files: OpenFiles, where: str) -> Listi
     names = [shard.names for shard in shards]
     notes = ["are WebDataset samples: ids are keys"]
     if len({key for keys in names for key in keys}) < sum(map(len, names)):
-        above = os.path.commonpath([shard.path.parent for shard in shards])
-        prefixes = [shard.path.relative_to(above).with_suffix("").as_posix() for shard in shards]
+        paths = [PurePosixPath(shard.path) for shard in shards]
+        above = os.path.commonpath([path.parent for path in paths])
+        prefixes = [path.relative_to(above).with_suffix("").as_posix() for path in paths]
         names = [[f"{prefix}/{key}" for key in keys] for prefix, keys in zip(prefixes, names, strict=True)]
         notes = [f"are WebDataset samples whose keys repeat over shards: ids are {prefixes[0]}/KEY and so on"]
     labels, more = _all_labels(shards, where)
@@ -143,24 +145,14 @@ def list_samples(shards: Sequence[Shard], files: OpenFiles, where: str) -> Listi
         others.update(shard.others)
     ignored = [f"{others.pop('.txt')} captions (.txt) are not labels and are ignored"] if ".txt" in others else []
     ignored += [f"{n} files ({suffix}) are ignored" for suffix, n in sorted(others.items())]
-    return Listing([key for keys in names for key in keys], labels, in_shards(shards, files), [*notes, *more, *ignored])
+    return Listing([key for keys in names for key in keys], labels, in_shards(shards, archives), [*notes, *more, *ignored])
 
 
-def in_shards(shards: Sequence[Shard], files: OpenFiles) -> _Reader:
+def in_shards(shards: Sequence[Shard], archives: Archives) -> Pieces:
     """A reader of the i-th image of all shards."""
     counts = [len(shard.names) for shard in shards]
     numbers = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
-    return _Reader(files, numbers, np.concatenate([shard.spans for shard in shards]))
-
-
-@dataclass(frozen=True)
-class _Reader:
-    files: OpenFiles
-    numbers: NDArray[np.int32]
-    spans: NDArray[np.int64]
-
-    def __call__(self, i: int) -> bytes:
-        return self.files.read(int(self.numbers[i]), int(self.spans[i, 0]), int(self.spans[i, 1]))
+    return Pieces(archives, numbers, np.concatenate([shard.spans for shard in shards]))
 
 
 def _by_key(shard: Shard) -> Shard:
@@ -201,19 +193,22 @@ def _all_labels(shards: Sequence[Shard], where: str) -> tuple[list[str | None], 
     return labels, [f"labels from {source}", *notes] if source else notes
 
 
-def _labels(
-    path: Path, beside: Mapping[str, Mapping[str, tuple[int, int]]], files: OpenFiles, number: int
-) -> tuple[dict[str, Label], str | None]:
-    """Labels by key, and where they are from: ``.cls`` if there is one, else the first field that a ``.json`` has."""
+def _labels(path: str, beside: Mapping[str, Mapping[str, bytes | int]]) -> tuple[dict[str, Label], str | None]:
+    """Labels by key, and where they are from: ``.cls`` if there is one, else the first field that a ``.json`` has.
+
+    Args:
+        path: of the tar.
+        beside: suffix -> key -> content, or the size of what is too large to be a label.
+    """
     suffix = ".cls" if beside[".cls"] else ".json"
     labels: dict[str, Label] = {}
     field: str | None = None
-    for key, (offset, size) in beside[suffix].items():
+    for key, raw in beside[suffix].items():
         where = f"{path}, {key}{suffix}"
-        if size > _MOST_BYTES[suffix]:
-            raise DataError(f"{where}: has {size} bytes, more than a label has ({_MOST_BYTES[suffix]})")
+        if isinstance(raw, int):
+            raise DataError(f"{where}: has {raw} bytes, more than a label has ({LABEL_FILES[suffix]})")
         try:
-            text = files.read(number, offset, size).decode("utf-8-sig").strip()
+            text = raw.decode("utf-8-sig").strip()
             content = json.loads(text) if suffix == ".json" else None
         except ValueError as error:
             raise DataError(f"{where}: is not {'JSON' if suffix == '.json' else 'text'} in UTF-8 ({error})") from error

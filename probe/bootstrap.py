@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ _BLOCK_BYTES = 1 << 22  # of counts at a time; larger blocks leave the processor
 
 # Columns are resamples, or the one column of the rows as they are.
 Statistics = Callable[[NDArray[np.float64]], Mapping[str, NDArray[np.float64]]]
-Metrics = dict[str, float | None]
+Metrics = dict[str, Any]  # numbers that JSON knows by name, None for one that is not defined
 
 
 def resample_counts(n: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
@@ -32,7 +33,7 @@ def resample_counts(n: int, resamples: int, rng: np.random.Generator) -> Iterato
 
 
 def with_intervals(statistics: Statistics, n: int, rng: np.random.Generator, resamples: int = RESAMPLES) -> Metrics:
-    """Each statistic by name, with the ends of its 95 % percentile bootstrap interval over rows as ``_low`` and ``_high``.
+    """Each statistic, with the ends of its 95 % percentile bootstrap interval over rows as ``_low`` and ``_high``.
 
     Args:
         statistics: from (n, b) counts of the rows to (b,) values of each statistic by name; NaN where a resample has
@@ -42,7 +43,7 @@ def with_intervals(statistics: Statistics, n: int, rng: np.random.Generator, res
         resamples: how many.
 
     Returns:
-        Numbers that JSON knows: None for a statistic that is NaN, or has no interval.
+        The numbers by name; None for a statistic that is NaN, or has no interval.
     """
     observed = statistics(np.ones((n, 1)))
     blocks = [statistics(counts) for counts in resample_counts(n, resamples, rng)]
@@ -55,3 +56,12 @@ def with_intervals(statistics: Statistics, n: int, rng: np.random.Generator, res
         for end, number in {"": value[0], "_low": low, "_high": high}.items():
             result[f"{name}{end}"] = None if np.isnan(number) else float(number)
     return result
+
+
+def mean_of_ratios(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(b,) mean over the first axis of above / below, of those with something below; NaN if none has."""
+    there = below > 0
+    ratios = np.divide(above, below, out=np.zeros_like(above), where=there)
+    number = there.sum(axis=0)
+    mean: NDArray[np.float64] = np.divide(ratios.sum(axis=0), number, out=np.full(number.shape, np.nan), where=number > 0)
+    return mean

@@ -37,8 +37,11 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.version_option(package_name="diffssl")
-@click.option("--store", multiple=True, default=["feats.zarr"], help="Folder, or s3://bucket/feats.zarr; several in turn.")
+@click.option("--store", multiple=True, help="Folder, or s3://bucket/feats.zarr; several in turn; default: feats.zarr.")
 @click.option("--head", type=ListType(_names), help=f"One or several of {', '.join(HEADS)}, FILE.py:FUNCTION, with commas.")
+@click.option(
+    "--study", type=_PATH, metavar="FILE.json", help="Many runs, and a paper's numbers beside them; instead of --head."
+)
 @click.option("--blocks", type=ListType(parse_blocks), help="Only these, such as 18,24 or 1-37 or 19@8,24@full; default: all.")
 @click.option("--timesteps", type=ListType(parse_numbers), help="Only these; default: all of the store.")
 @click.option("--pools", type=ListType(parse_pools), help="Only these; default: all of the store.")
@@ -70,15 +73,23 @@ _PATH = click.Path(path_type=Path)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
 @click.option("--threads", type=int, help="Of the CPU; default: all cores.")
 @click.option("--part", type=ListType(_part), default="0/1", help="I/N: only the I-th of N parts, from 0; for job arrays.")
+@click.option("--workers", type=click.IntRange(min=1), help="So many processes on this machine, one a GPU if there are GPUs.")
+@click.option("--dask", metavar="ADDRESS", help="Fit on a running Dask cluster, such as tcp://node1:8786.")
 def command(**options: Any) -> None:
     """Fit heads on the settings of a store and rank the settings by held-out accuracy."""
     stores = options.pop("store")
-    load_head, refit = options.pop("load_head"), not options.pop("no_refit")
-    head = options.pop("head")
-    if (head is None) == (load_head is None):
-        raise click.UsageError("give either --head, to fit, or --load-head, to score heads that were kept")
+    head, study, load_head, workers, dask = (options.pop(name) for name in ("head", "study", "load_head", "workers", "dask"))
+    if (workers is not None) + (dask is not None) + (options["part"][1] > 1) > 1:
+        raise click.UsageError("--part, --workers and --dask exclude each other")
+    if sum(given is not None for given in (head, study, load_head)) != 1:
+        raise click.UsageError("give one of --head, to fit; --study, to fit many; --load-head, to score heads that were kept")
+    if study is not None:
+        _study(study, stores, options, workers, dask)
+        return
+    options["refit"] = not options.pop("no_refit")
+    stores = stores or ["feats.zarr"]
     try:
-        spec = ProbeSpec(stores[0], head or ["linear"], refit=refit, **options)
+        spec = ProbeSpec(stores[0], head or ["linear"], **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     from .apply import apply_heads  # these import torch, which --help can do without
@@ -87,7 +98,21 @@ def command(**options: Any) -> None:
     if load_head is not None:
         apply_heads(load_head, stores, spec, click.echo)
     else:
-        probe_stores([replace(spec, store=store) for store in stores], click.echo)
+        probe_stores([replace(spec, store=store) for store in stores], click.echo, workers=workers, dask=dask)
+
+
+def _study(path: Path, stores: list[str], options: dict[str, Any], workers: int | None, dask: str | None) -> None:
+    """Carry out a study file; of the command line, what belongs to this machine."""
+    from .matrix import compare_expected, read_study
+    from .study import probe_stores
+
+    machine = {name: options[name] for name in ("device", "threads", "part", "out") if options[name] is not None}
+    study = read_study(path, stores, machine)
+    if study.about:
+        click.echo(study.about)
+    results = probe_stores(study.specs, click.echo, workers=workers, dask=dask)
+    for line in compare_expected(study.expected, results):
+        click.echo(line)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Errors of probing, all below ``DiffsslError``::
 
 ProbeError
+├── FitsFailed          some fits could not be made; the others are there
 ├── LabelsError         a file of labels cannot be read as such, or is about other rows
 ├── OtherFeatures       a head, or a store to test on, is of other features
 ├── NothingToProbe      the selection names no setting, or no split can train or test
@@ -14,6 +15,10 @@ from ..store import DiffsslError
 
 class ProbeError(DiffsslError):
     """Base of the errors of probing."""
+
+
+class FitsFailed(ProbeError):
+    """Some fits could not be made; the others are there."""
 
 
 class LabelsError(ProbeError):

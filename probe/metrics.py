@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .bootstrap import Metrics, with_intervals
+from .bootstrap import Metrics, mean_of_ratios, with_intervals
 
 ECE_BINS = 15
 _BLOCK_VALUES = 1 << 22  # scores at a time, so that temporary arrays stay small
@@ -55,7 +55,7 @@ def log_probabilities(scores: NDArray[np.floating]) -> NDArray[np.float64]:
 def classification_metrics(
     scores: NDArray[np.floating], labels: NDArray[np.int64], rng: np.random.Generator, log_odds: bool = False
 ) -> Metrics:
-    """Top-1, top-5, mean per-class accuracy and macro F1; of log-odds also ``nll`` and ``ece``. Each has ``_low`` and ``_high``.
+    """Top-1, top-5, mean per-class accuracy, macro F1, each with ``_low`` and ``_high``; of log-odds ``nll`` and ``ece`` too.
 
     The intervals are 95 % percentile bootstraps over rows, all from the same resamples. Means over classes are over those
     with a row (F1: that are a label or a prediction, as in scikit-learn), in each resample anew.
@@ -139,14 +139,6 @@ def _class_means(sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Mean per-class accuracy and macro F1 of (3 * classes, b) numbers of rows: of the class, predicted, both."""
     support, predicted, right = np.split(sums, 3)
     return {
-        "mean_per_class": _mean_of_ratios(right, support),
-        "macro_f1": _mean_of_ratios(2 * right, support + predicted),
+        "mean_per_class": mean_of_ratios(right, support),
+        "macro_f1": mean_of_ratios(2 * right, support + predicted),
     }
-
-
-def _mean_of_ratios(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the first axis of above / below, of those with something below; NaN if none has."""
-    there = below > 0
-    ratios = np.divide(above, below, out=np.zeros_like(above), where=there)
-    number = there.sum(axis=0)
-    return np.divide(ratios.sum(axis=0), number, out=np.full(number.shape, np.nan), where=number > 0)

@@ -94,6 +94,11 @@ def make_record(
     }
 
 
+def failure(specification: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a fit that could not be made, in the results and to people."""
+    return {"key": result_key(specification), **{name: specification[name] for name in ("head", "seed", "setting")}}
+
+
 def scored_record(result: Mapping[str, Any], fitted: Fit, targets: Targets, rng: np.random.Generator) -> dict[str, Any]:
     """What a head that was kept scores on other rows, with the setting and the fit it comes from."""
     names = ("key", "head", "seed", "task", "block", "timestep", "pool", "draw", "crop")

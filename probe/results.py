@@ -27,7 +27,7 @@ class Results:
         self._file = folder / f"fits-{uuid.uuid4().hex}.jsonl"
 
     def read(self) -> list[dict[str, Any]]:
-        """All results, one per key, in the order of the file names and lines.
+        """All results, one per key, in the order of the file names and lines; lines of fits that failed are no results.
 
         A last line without its end is a fit that was being written when its writer was killed, and is no result.
 
@@ -40,7 +40,8 @@ class Results:
             for number, line in enumerate(lines[:-1], start=1):
                 try:
                     result = json.loads(line)
-                    found.setdefault(result["key"], result)
+                    if "error" not in result:
+                        found.setdefault(result["key"], result)
                 except (ValueError, KeyError, TypeError) as error:
                     raise DiffsslError(f"{path}, line {number}: is not a result ({error}); remove that line") from error
         return list(found.values())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,14 @@ import torch
 from ..store import FeatureStore
 from ..store.progress import progress_bar
 from .data import Moments, ProbeData
+from .errors import FitsFailed, ProbeError
 from .fit import Fit, Material, Request, fit_torch_heads
 from .fit_numpy import FITTERS
 from .inputs import FitInput, make_inputs, read_keys, select_keys
 from .own import load_maker
 from .predictions import test_rows_digest, write_probabilities
 from .protocol import Protocol, make_protocol, used_splits
-from .records import fit_seed, make_record, specifications, stream_seed
+from .records import failure, fit_seed, make_record, specifications, stream_seed
 from .results import Results, result_key
 from .saved import save_head
 from .spec import NUMPY_HEADS, VECTOR_HEADS, ProbeSpec, own_head
@@ -68,8 +69,14 @@ class Study:
     groups: Sequence[Group]
 
 
-def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
+def probe(spec: ProbeSpec, echo: Echo = print, *, workers: int | None = None, dask: str | None = None) -> list[dict[str, Any]]:
     """Fit every head on every selected input, skipping what the results have, and print a ranked table.
+
+    Args:
+        spec: what to fit.
+        echo: called with each line for people.
+        workers: so many processes on this machine, one a GPU where there are GPUs; None for this process alone.
+        dask: address of a running Dask cluster that fits instead.
 
     Returns:
         The results of all selected fits, new and old.
@@ -77,15 +84,16 @@ def probe(spec: ProbeSpec, echo: Echo = print) -> list[dict[str, Any]]:
     Raises:
         DiffsslError: the store cannot be read, or there is nothing to fit. Results written until then are kept.
     """
-    found = _probe(spec, echo)
-    for line in ranking(found):
-        echo(line)
-    return found
+    return probe_stores([spec], echo, workers=workers, dask=dask)
 
 
-def _probe(spec: ProbeSpec, echo: Echo) -> list[dict[str, Any]]:
-    """The results of all selected fits, made as far as they are not there."""
+def _probe(
+    spec: ProbeSpec, echo: Echo, workers: int | None, dask: str | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The results of all selected fits, made as far as they are not there; and the failures."""
     pick_device(spec.device)  # a wrong one is told before anything is read
+    if workers is not None and spec.threads is None:
+        spec = replace(spec, threads=max(1, (os.cpu_count() or 1) // workers))
     study = prepare(spec, echo)
     results = Results(spec.results)
     known = {result["key"]: result for result in results.read()}
@@ -93,27 +101,61 @@ def _probe(spec: ProbeSpec, echo: Echo) -> list[dict[str, Any]]:
     there = sum(key in known for key in wanted)
     if there:
         echo(f"{there} of {len(wanted)} fits are there already")
-    with progress_bar(len(wanted) - there, " fits", "probe") as bar, _threads(spec.threads):
-        for result in carry_out(study, known):
+    with progress_bar(len(wanted) - there, " fits", "probe") as bar, fixed_threads(spec.threads):
+        failed = []
+        for result in _carry_out_anywhere(study, known, workers, dask):
             results.append(result)
-            known[result["key"]] = result
+            if "error" in result:
+                failed.append(result)
+            else:
+                known[result["key"]] = result
             bar.update(1)
-    return [known[key] for key in wanted]
+    return [known[key] for key in wanted if key in known], failed
 
 
-def probe_stores(specs: Sequence[ProbeSpec], echo: Echo = print) -> list[dict[str, Any]]:
-    """Probe several stores in turn, and print one table of all.
+def _carry_out_anywhere(
+    study: Study, known: Collection[str], workers: int | None, dask: str | None
+) -> Iterator[dict[str, Any]]:
+    """Make the fits that are not known in this process, in others of this machine, or on a cluster."""
+    if workers is None and dask is None:
+        yield from carry_out(study, known)
+        return
+    from ..store.cluster import connect, local_cluster
+    from .cluster import carry_out_on_cluster
+
+    gpus = torch.cuda.device_count() if study.spec.device == "auto" and torch.cuda.is_available() else 0
+    with local_cluster(workers, gpus) if workers else connect(str(dask)) as client:
+        yield from carry_out_on_cluster(study, known, client)
+
+
+def probe_stores(
+    specs: Sequence[ProbeSpec], echo: Echo = print, *, workers: int | None = None, dask: str | None = None
+) -> list[dict[str, Any]]:
+    """Carry out several specs in turn, and print one table of all.
 
     Returns:
-        The results of all, each with its ``store``.
+        The results of all; each with its ``store``, if there are several.
+
+    Raises:
+        FitsFailed: some could not be made. The table of the others is printed before.
+        DiffsslError: as :func:`probe`.
     """
-    if len(specs) == 1:
-        return probe(specs[0], echo)
-    found = []
+    found: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    several = len({str(spec.store) for spec in specs}) > 1
     for spec in specs:
-        found += [{**result, "store": str(spec.store)} for result in _probe(spec, echo)]
+        made, not_made = _probe(spec, echo, workers, dask)
+        found += [{**result, "store": str(spec.store)} for result in made] if several else made
+        failed += not_made
+    found = list({(str(result.get("store")), result["key"]): result for result in found}.values())  # runs may overlap
     for line in ranking(found):
         echo(line)
+    if failed:
+        first = failed[0]
+        raise FitsFailed(
+            f"{len(failed)} of {len(found) + len(failed)} fits failed, such as {first['head']} on {first['setting']}: "
+            f"{first['error']}"
+        )
     return found
 
 
@@ -152,7 +194,7 @@ def prepare(spec: ProbeSpec, echo: Echo = print) -> Study:
     return Study(spec, store, targets, tested, groups)
 
 
-def carry_out(study: Study, known: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def carry_out(study: Study, known: Collection[str]) -> Iterator[dict[str, Any]]:
     """Make the fits that are not known; yield each result line as soon as it is there."""
     data: ProbeData | None = None
     for group in study.groups:
@@ -174,7 +216,12 @@ def _fit_group(study: Study, group: Group, due: Sequence[Mapping[str, Any]], dat
     map_sizes = [sizes[key.block] for key in group.input.keys]
     for together in _passes(due):
         started = time.perf_counter()
-        for fit, fitted in zip(together, _fit(study, material, together), strict=True):
+        try:
+            made = _fit(study, material, together)
+        except ProbeError as error:  # of these fits; what is wrong with the store ends the run
+            yield from ({**failure(fit), "error": str(error)} for fit in together)
+            continue
+        for fit, fitted in zip(together, made, strict=True):
             result = make_record(fit, group.input, fitted, protocol, study.targets, digest)
             result["map_size"] = map_sizes[0] if len(map_sizes) == 1 else map_sizes
             result["seconds"] = (time.perf_counter() - started) / len(together)
@@ -214,7 +261,7 @@ def _subsets(spec: ProbeSpec) -> list[Subset | None]:
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
+def fixed_threads(wanted: int | None) -> Iterator[None]:
     """A fixed number of torch's threads: what is summed in another number of parts is another number."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or os.cpu_count() or 1)

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .bootstrap import Metrics, with_intervals
+from .bootstrap import Metrics, mean_of_ratios, with_intervals
 from .errors import TooFewRows
 
 
 def multilabel_metrics(
     scores: NDArray[np.floating], targets: NDArray[np.floating] | NDArray[np.integer], rng: np.random.Generator
 ) -> Metrics:
-    """Mean average precision ``map`` over labels, with its 95 % bootstrap interval, and ``map_labels``, how many have a positive.
+    """Mean average precision ``map`` with its 95 % bootstrap interval; ``map_labels`` is how many labels it is a mean of.
 
     Average precision is scikit-learn's: the sum over thresholds of the precision there times the recall gained. Labels
     without a positive row have none and are left out of the mean, in each resample anew.
@@ -55,13 +55,12 @@ def multilabel_metrics(
     return with_intervals(statistics, len(targets), rng) | {"map_labels": len(columns)}
 
 
-def regression_metrics(
-    predictions: NDArray[np.floating], targets: NDArray[np.floating], rng: np.random.Generator
-) -> dict[str, float | list[float | None] | None]:
-    """``r2``, the mean over targets, and ``rmse``, each with ``_low`` and ``_high``; ``r2_targets``, ``rmse_targets`` are lists.
+def regression_metrics(predictions: NDArray[np.floating], targets: NDArray[np.floating], rng: np.random.Generator) -> Metrics:
+    """``r2``, the mean over targets, and ``rmse``, with ``_low`` and ``_high``; the same of each target as ``r2_targets`` ….
 
     R2 is 1 - sum (y - f)^2 / sum (y - mean y)^2 over rows; a target that is constant has none (None in the list) and is
-    left out of the mean. ``rmse`` is the root of the squared error's mean over targets. All intervals are 95 % bootstraps over rows.
+    left out of the mean. ``rmse`` is the root of the squared error's mean over targets. Intervals are 95 % bootstraps over
+    rows.
 
     Args:
         predictions: (n, T). If one is not a finite number, everything that depends on it is None.
@@ -78,42 +77,42 @@ def regression_metrics(
     # Centred, so that the sum of squares about the mean does not cancel.
     centred = np.where(known, targets - np.nanmean(targets, axis=0), 0)
     errors = np.where(known, predictions - np.nan_to_num(targets), 0.0)
-    diverged = ~np.isfinite(errors).all(axis=0)
+    diverged = np.asarray(~np.isfinite(errors).all(axis=0))
     errors[:, diverged] = 0
     weights = np.stack([known, centred, centred**2, errors**2]).transpose(0, 2, 1)  # (4, T, n)
 
-    def statistics(counts: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
-        number, total, square, wrong = np.einsum("stn,nb->stb", weights, counts, optimize=True)
-        spread = square - np.divide(total**2, number, out=np.zeros_like(total), where=number > 0)
-        # The rounding of a spread that is zero.
-        varies = spread > 1e-12 * np.maximum(square, np.finfo(float).tiny)
-        r2 = 1 - np.divide(wrong, spread, out=np.full_like(wrong, np.nan), where=varies)
-        mse = np.divide(wrong, number, out=np.full_like(wrong, np.nan), where=number > 0)
-        r2[diverged] = mse[diverged] = np.nan
-        each = {f"r2_{i}": own for i, own in enumerate(r2)} | {f"rmse_{i}": np.sqrt(own) for i, own in enumerate(mse)}
-        return each | {"r2": _mean(r2), "rmse": np.sqrt(_mean(mse))}
-
-    found = with_intervals(statistics, len(targets), rng)
-    result: dict[str, float | list[float | None] | None] = {}
+    found = with_intervals(lambda counts: _fit_of_targets(weights, counts), len(targets), rng)
+    result: Metrics = {}
     for name in ("r2", "rmse"):
         for end in ("", "_low", "_high"):
             result[f"{name}{end}"] = None if diverged.any() else found[f"{name}{end}"]
-            result[f"{name}_targets{end}"] = [found[f"{name}_{i}{end}"] for i in range(targets.shape[1])]
+            result[f"{name}_targets{end}"] = [None if bad else found[f"{name}_{i}{end}"] for i, bad in enumerate(diverged)]
     return result
+
+
+def _fit_of_targets(weights: NDArray[np.float64], counts: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """R2 and RMSE of each target and of all, from (4, T, n) knowns, centred targets, their squares and squared errors."""
+    number, total, square, wrong = np.einsum("stn,nb->stb", weights, counts, optimize=True)
+    spread = square - np.divide(total**2, number, out=np.zeros_like(total), where=number > 0)
+    spread[spread <= 1e-12 * square] = 0  # the rounding of a constant target
+    r2 = 1 - np.divide(wrong, spread, out=np.full_like(wrong, np.nan), where=spread > 0)
+    mse = np.divide(wrong, number, out=np.full_like(wrong, np.nan), where=number > 0)
+    each = {f"r2_{i}": own for i, own in enumerate(r2)} | {f"rmse_{i}": np.sqrt(own) for i, own in enumerate(mse)}
+    return each | {"r2": 1 - mean_of_ratios(wrong, spread), "rmse": np.sqrt(mean_of_ratios(wrong, number))}
 
 
 def _known(predictions: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_]:
     """(n, T) which targets are numbers. Raises ``ValueError`` for shapes that differ."""
     if predictions.ndim != 2 or predictions.shape != targets.shape:
         raise ValueError(f"predictions and targets must be (n, T) alike, got {predictions.shape} and {targets.shape}")
-    return ~np.isnan(targets)
+    return np.asarray(~np.isnan(targets))
 
 
 def _segments(scores: NDArray[np.floating], positive: NDArray[np.bool_], rows: NDArray[np.bool_]) -> tuple[Any, Any]:
     """(J, n) sparse 0/1 of one label: the positives, and all rows, between its J thresholds.
 
-    Only scores of positives matter as thresholds, since recall grows at no other. Segment j has the rows at or above threshold j
-    (descending) and below the one before.
+    Only scores of positives matter as thresholds, since recall grows at no other. Segment j has the rows at or above
+    threshold j (descending) and below the one before.
 
     Args:
         scores: (m,) of the rows that are known.
@@ -129,10 +128,3 @@ def _segments(scores: NDArray[np.floating], positive: NDArray[np.bool_], rows: N
         return sparse.csr_array((np.ones(len(place[0])), place), shape=(len(ascending), len(rows)))
 
     return matrix(positive), matrix(segment < len(ascending))
-
-
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the first axis of what is there, NaN if nothing is."""
-    there = ~np.isnan(values)
-    number = there.sum(axis=0)
-    return np.divide(np.where(there, values, 0).sum(axis=0), number, out=np.full(number.shape, np.nan), where=number > 0)

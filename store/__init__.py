@@ -3,6 +3,7 @@
 from .block import Block, expand, merged_pools
 from .create import add_arrays, add_split, create
 from .errors import (
+    ClusterError,
     CorruptStore,
     DiffsslError,
     IdentityMismatch,
@@ -24,6 +25,7 @@ __all__ = [
     "NO_LABEL",
     "Batch",
     "Block",
+    "ClusterError",
     "CorruptStore",
     "DiffsslError",
     "FeatureKey",

@@ -85,23 +85,28 @@ def add_split(store: FeatureStore, split: str, ids: NDArray[np.object_], labels:
         raise CorruptStore(
             store.path, f"{split} has commits, but {document}, which says of which samples, is missing; {RESTORE}"
         )
-    store.storage.create(document, split_document(ids_digest(ids), len(ids)))
+    data_id = ids_digest(ids)
+    store.storage.create(document, split_document(data_id, len(ids)))
     store.refresh()
-    check_split(store, split, ids)
-    for name, content in _row_files(ids, labels):
-        store.storage.create(f"{split}/{name}", content)
+    _check_data_id(store, split, data_id, len(ids))
+    if not all(store.storage.exists(f"{split}/{name}") for name in _row_names(len(ids))):  # to make them takes seconds
+        for name, content in _row_files(ids, labels):
+            store.storage.create(f"{split}/{name}", content)
     store.storage.create(f"{split}/features/{ROOT}", group_document())
     return int((store.labels(split) != labels).sum())
 
 
 def check_split(store: FeatureStore, split: str, ids: NDArray[np.object_]) -> None:
     """Raise ``IdentityMismatch`` if a split of the store has other (n,) sample ids, in row order."""
-    data_id = ids_digest(ids)
-    if (store.data_id(split), store.n_rows(split)) != (data_id, len(ids)):
+    _check_data_id(store, split, ids_digest(ids), len(ids))
+
+
+def _check_data_id(store: FeatureStore, split: str, data_id: str, n_rows: int) -> None:
+    if (store.data_id(split), store.n_rows(split)) != (data_id, n_rows):
         raise IdentityMismatch(
             store.path,
             f"the store has other samples in its split {split!r}; choose another --store for other data",
-            [("data_id", store.data_id(split), data_id), ("rows", store.n_rows(split), len(ids))],
+            [("data_id", store.data_id(split), data_id), ("rows", store.n_rows(split), n_rows)],
         )
 
 
@@ -124,6 +129,12 @@ def add_arrays(
                 store.storage.create(f"{group}/{ROOT}", group_document())
                 groups.add(group)
         store.storage.create(f"{array}/{ROOT}", feature_document(store.layout(key, split), attributes[key]))
+
+
+def _row_names(n_rows: int) -> list[str]:
+    """Names of :func:`_row_files`."""
+    files = [ROOT, *(f"c/{chunk}" for chunk in range(-(-n_rows // _ROWS_PER_CHUNK)))]
+    return [f"rows/{ROOT}", *(f"rows/{name}/{file}" for name in ("id", "label") for file in files)]
 
 
 def _row_files(ids: NDArray[np.object_], labels: NDArray[np.int32]) -> list[tuple[str, bytes]]:

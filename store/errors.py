@@ -11,6 +11,7 @@ A wrong *call* (bad argument) is a ``ValueError``. Everything else that a user c
     │   ├── CorruptStore           committed data is damaged, missing or NaN
     │   ├── IdentityMismatch       the store belongs to another data set, backbone or preprocessing
     │   └── StorageFull            the disk cannot hold what is about to be written
+    ├── ClusterError               there is no such cluster, or its workers cannot be used
     ├── ExtractError               see ``extract/errors.py``
     └── ProbeError                 see ``probe/errors.py``
 
@@ -30,6 +31,10 @@ class DiffsslError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Errors have arguments of their own, and cross from a Dask worker to the user as they are.
         return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class ClusterError(DiffsslError):
+    """There is no such cluster of processes, or its workers cannot be used."""
 
 
 class StoreError(DiffsslError):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .contract import Storage
 from .errors import StoreError
 from .storage import LocalStorage
+
+if TYPE_CHECKING:
+    from .bucket import Bucket
 
 SCHEMES = ("s3", "gs", "az")
 
@@ -40,10 +44,28 @@ def open_storage(path: Path | str) -> Storage:
     try:
         from .object_storage import ObjectStorage
     except ModuleNotFoundError as error:
-        if error.name != "obstore":
-            raise
-        raise StoreError(path, "object storage needs the package obstore: pip install 'diffssl[s3]'") from None
+        raise _without_obstore(text, error) from error
     return ObjectStorage(text)
+
+
+def is_bucket_url(text: str) -> bool:
+    """Whether a text names something in a bucket."""
+    return text.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
+def open_bucket(url: str) -> Bucket:
+    """The bucket of an object, to read from. Raises ``StoreError``: the URL means nothing, or obstore is not installed."""
+    try:
+        from .bucket import Bucket
+    except ModuleNotFoundError as error:
+        raise _without_obstore(url, error) from error
+    return Bucket(url)
+
+
+def _without_obstore(url: str, error: ModuleNotFoundError) -> Exception:
+    if error.name != "obstore":
+        return error
+    return StoreError(url, "object storage needs the package obstore: pip install 'diffssl[s3]'")
 
 
 def local_path(store: Path | str, suffix: str) -> Path:

@@ -28,7 +28,7 @@ ONLY_IN = {
     "diffusers": {"extract/diffusers_models.py"},
     "transformers": {"extract/diffusers_models.py"},
     "click": {f"{folder}/cli.py" for folder in FOLDERS},
-    "obstore": {"store/connection.py", "store/object_storage.py"},
+    "obstore": {"store/bucket.py", "store/connection.py", "store/object_storage.py"},
 }
 NOT_IN: dict[str, Sequence[str]] = {
     "torch": ["store"],

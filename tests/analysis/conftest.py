@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from diffssl.probe.predictions import pack_hits, test_rows_digest
+from numpy.typing import NDArray
 
 
 @pytest.fixture
@@ -14,7 +17,14 @@ def line() -> Callable[..., dict[str, Any]]:
 
     def make(block: int, timestep: int | None, val: float, test: float, **more: Any) -> dict[str, Any]:
         own = {"pool": 1, "head": "linear", "seed": 0, "draw": 0} | more
-        specification = {"head": own["head"], "seed": own["seed"], "rows": "r", "options": {"steps": 1000}, "refit": True}
+        specification = {
+            "setting": f"b{block}/p{own['pool']}/t{timestep}_d{own['draw']}",
+            "head": own["head"],
+            "seed": own["seed"],
+            "rows": "r",
+            "options": {"steps": 1000},
+            "refit": True,
+        }
         return {
             "key": f"{block} {timestep} {sorted(own.items())}",
             "feature_id": "f",
@@ -32,5 +42,18 @@ def line() -> Callable[..., dict[str, Any]]:
             "specification": specification,
             **own,
         }
+
+    return make
+
+
+@pytest.fixture
+def tested(line: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A function that makes one result with its hits, of rows that are the same unless told otherwise."""
+
+    def make(hits: NDArray[np.bool_], block: int, val: float, *, labels: int = 0, **more: Any) -> dict[str, Any]:
+        n = len(hits)
+        rows = test_rows_digest([f"{row:05d}" for row in range(n)], np.arange(n) % 10 + labels)
+        kept = {"n_test": n, "test_hits": pack_hits(hits), "test_rows": rows}
+        return line(block, more.pop("timestep", 10), val, float(hits.mean()), **kept | more)
 
     return make

@@ -1,7 +1,8 @@
-"""``diffssl-analyze map``: from results to a picture."""
+"""``diffssl-analyze map | compare``: from results to a picture, and to what differs."""
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from diffssl.analysis.cli import group, main, map_command
+from diffssl.analysis.cli import compare_command, group, main, map_command
 from diffssl.probe import ProbeSpec, Results
 from diffssl.probe.study import probe
 from diffssl.store import FeatureKey, FeatureStore
@@ -139,13 +141,97 @@ def test_a_damaged_line_is_one_message_that_names_it(folder: Path, program: Run,
     assert f"{path}, line 1" in capsys.readouterr().err
 
 
-def test_help_and_version(program: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert program(main, "map", "--help") == 0
+@pytest.mark.parametrize("command", [map_command, compare_command], ids=["map", "compare"])
+def test_help_and_version(program: Run, capsys: pytest.CaptureFixture[str], command: click.Command) -> None:
+    assert program(main, str(command.name), "--help") == 0
     text = capsys.readouterr().out
-    for option in (parameter.opts[0] for parameter in map_command.params if isinstance(parameter, click.Option)):
+    for option in (parameter.opts[0] for parameter in command.params if isinstance(parameter, click.Option)):
         assert option in text
     assert program(main, "--version") == 0
     assert f", version {version('diffssl')}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def stores(tested: Line, tmp_path: Path) -> list[Path]:
+    """Results of two stores with the same test rows; the second has one setting, whose fits are much worse."""
+    rng = np.random.default_rng(0)
+    one, other = Results(tmp_path / "feats.results"), Results(tmp_path / "other.results")
+    good = rng.random(800) < 0.7
+    for block, head in ((1, "linear"), (2, "linear"), (2, "logreg")):
+        one.append(tested(good ^ (rng.random(800) < 0.02), block, 0.7 - 0.1 * block, head=head))
+    other.append(tested(good & (rng.random(800) < 0.6), 1, 0.4, feature_id="g"))
+    return [one.folder, other.folder]
+
+
+def test_stores_are_compared_on_the_same_rows(stores: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "tables" / "compared.csv"
+    result = CliRunner().invoke(group, ["compare", *map(str, stores), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[-3:] == [
+        "reference, best by val: linear on block 1, timestep 10, pool 1; 800 test rows, paired",
+        "not significantly different from it (=): 2 of 3, better (+): 0, worse (-): 1, at 5 % for all comparisons together",
+        f"4 settings in {out}",
+    ]
+    assert "reference" in lines[1]
+    assert lines[4].startswith("-  linear  block 1, timestep 10, pool 1")
+    assert lines[4].endswith(str(stores[1]))
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["mark"] for row in rows] == ["=", "=", "=", "-"]
+    assert [row["results"] for row in rows] == [str(stores[0])] * 3 + [str(stores[1])]
+    assert [float(row["val"]) for row in rows] == pytest.approx([0.6, 0.5, 0.5, 0.4])
+    assert float(rows[3]["high"]) < 0 < float(rows[1]["high"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "others"),
+    [([], 2), (["--head", "linear"], 1), (["--blocks", "2"], 1), (["--timesteps", "10", "--pools", "1", "--seed", "3"], 2)],
+    ids=["all", "head", "blocks", "rest"],
+)
+def test_a_selection_of_the_default_folder_is_compared(
+    stores: list[Path], monkeypatch: pytest.MonkeyPatch, arguments: list[str], others: int
+) -> None:
+    monkeypatch.chdir(stores[0].parent)
+    result = CliRunner().invoke(group, ["compare", *arguments])
+    assert result.exit_code == 0, result.output
+    assert f" of {others}, better" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["none.results"], 1, "none.results has no results; run diffssl-probe first"),
+        (["feats.results", "none.results"], 1, "none.results has no results"),
+        (["--head", "linear", "--blocks", "1"], 1, "comparing needs two settings or heads, got 1"),
+        (["--head", "forest"], 1, "no results of head forest; there are linear, logreg"),
+        (["--blocks", "b"], 2, "'b' in 'b' is not a number"),
+        (["--seed", "-1"], 2, "-1"),
+    ],
+    ids=["no folder", "one of two", "one setting", "head", "blocks", "seed"],
+)
+def test_errors_of_comparing_are_told(
+    stores: list[Path],
+    program: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(stores[0].parent)
+    assert program(main, "compare", *arguments) == code
+    assert message in capsys.readouterr().err
+
+
+def test_results_of_an_older_version_say_to_probe_again(
+    stores: list[Path], line: Line, program: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Results(stores[1]).append(line(7, 10, 0.5, 0.5))
+    assert program(main, "compare", *map(str, stores)) == 1
+    err = capsys.readouterr().err
+    assert f"{stores[1]}: linear on block 7, timestep 10, pool 1 has no stored hits" in err
+    assert "run diffssl-probe again" in err
 
 
 def test_analysis_needs_no_backbone() -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import io
 import os
-import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from diffssl.extract import DataError
-from diffssl.extract.archive import OpenFiles, read_headers
+from diffssl.extract.archive import OpenFiles, open_archives
+from diffssl.extract.stamps import stamps_of
 
 
 @pytest.fixture
@@ -26,44 +25,24 @@ def blobs(tmp_path: Path) -> Callable[[int], list[Path]]:
     return make
 
 
+def opened(paths: list[Path], limit: int = 128) -> OpenFiles:
+    names = [str(path) for path in paths]
+    return OpenFiles(names, stamps_of(names), limit)
+
+
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_headers(tmp_path: Path) -> None:
-    files = {"./a/1.png": b"one", "a/2.cls": b"", "x" * 150: b"y" * 1000, ".hidden": b"h", "a/.b/3": b"h", "../up": b"up"}
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        folder = tarfile.TarInfo("a")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    members = read_headers(tmp_path / "x.tar")
-    assert members.names == ["a/1.png", "a/2.cls", "x" * 150, "../up"]
-    assert members.spans.dtype == np.int64
-    data = (tmp_path / "x.tar").read_bytes()
-    assert [data[offset : offset + size] for offset, size in members.spans] == [b"one", b"", b"y" * 1000, b"up"]
-
-
-def test_an_archive_of_nothing(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w"):
-        pass
-    assert read_headers(tmp_path / "x.tar").spans.shape == (0, 2)
-
-
-def test_an_archive_that_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
-        read_headers(tmp_path)
+def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.tar: cannot be read"):
-        OpenFiles([tmp_path / "nowhere.tar"]).remember(0)
+        open_archives([str(tmp_path / "nowhere.tar")])
 
 
 def test_few_files_are_open(blobs: Callable[[int], list[Path]]) -> None:
     paths = blobs(30)
     before = descriptors()
-    files = OpenFiles(paths, limit=4)
+    files = opened(paths, limit=4)
     for number, path in enumerate(paths):
         assert files.read(number, 10, 20) == path.read_bytes()[10:30]
         assert descriptors() - before <= 4
@@ -77,7 +56,7 @@ def test_one_descriptor_serves_all_threads(blobs: Callable[[int], list[Path]]) -
     paths = blobs(12)
     contents = [path.read_bytes() for path in paths]
     before = descriptors()
-    files = OpenFiles(paths, limit=2)
+    files = opened(paths, limit=2)
     rng = np.random.default_rng(0)
     pieces = [(int(rng.integers(12)), int(rng.integers(3000)), int(rng.integers(1000))) for _ in range(4000)]
     with ThreadPoolExecutor(8) as pool:
@@ -89,9 +68,7 @@ def test_one_descriptor_serves_all_threads(blobs: Callable[[int], list[Path]]) -
 def test_a_file_that_was_replaced(blobs: Callable[[int], list[Path]]) -> None:
     """Offsets of one archive mean nothing in another."""
     one, two, three = blobs(3)
-    files = OpenFiles([one, two], limit=1)
-    files.remember(0)
-    files.remember(1)
+    files = opened([one, two], limit=1)
     three.replace(one)
     with pytest.raises(OSError, match=r"0\.bin: was replaced or changed after it was listed"):
         files.read(0, 0, 10)
@@ -100,9 +77,8 @@ def test_a_file_that_was_replaced(blobs: Callable[[int], list[Path]]) -> None:
 
 def test_a_file_that_was_cut(blobs: Callable[[int], list[Path]]) -> None:
     (path,) = blobs(1)
-    files = OpenFiles([path])
-    files.remember(0)
+    files = opened([path])
+    assert files.read(0, 0, 100) == path.read_bytes()[:100]
     os.truncate(path, 100)
-    assert files.read(0, 0, 100) == path.read_bytes()
     with pytest.raises(OSError, match="was cut short"):
         files.read(0, 50, 100)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from diffssl.extract import ExtractError, ExtractSpec, extract
-from diffssl.extract.cluster import compute_on_cluster, connect, for_other_folders, local_cluster
+from diffssl.extract.cluster import compute_on_cluster, for_other_folders
 from diffssl.extract.job import prepare
 from diffssl.extract.spec import parse_part
 from diffssl.store import FeatureStore, NotFinite
+from diffssl.store.cluster import local_cluster
 from diffssl.store.verify import verify
 from distributed import Client, LocalCluster, Worker
 
@@ -31,7 +31,7 @@ SECONDS = 180
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with local_cluster(2, "cpu") as client:
+    with local_cluster(2, 0) as client:
         client.wait_for_workers(2, timeout=SECONDS)
         yield client
 
@@ -211,15 +211,6 @@ async def _add_worker_without_gpu(address: str) -> None:
 
 
 # A running cluster
-
-
-def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffssl.extract.cluster._CONNECT_SECONDS", 1)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ExtractError, match="there is no Dask scheduler at tcp"), connect(address):
-            pass
 
 
 def test_paths_mean_the_same_to_workers_elsewhere(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import diffssl.probe.loader
 import numpy as np
 import pytest
 import torch
-from diffssl.probe.loader import FeatureLoader
+from diffssl.probe import FeatureLoader
 from diffssl.store import FeatureKey, FeatureStore, IncompleteFeatures, UnknownFeatures
 from numpy.typing import NDArray
 
 MakeStore = Callable[..., FeatureStore]
+
+DOCS = Path(__file__).parents[2] / "docs" / "heads.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
 
 KEYS = [FeatureKey(1, 10, 1), FeatureKey(2, 90, 2)]
 
@@ -154,3 +162,21 @@ def test_memory_does_not_grow_with_the_rows(make_store: MakeStore, monkeypatch: 
 
     few, many = peak(1024), peak(8192)
     assert many - few < 0.2 * (8192 - 1024) * channels * 2
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, diffssl.probe; assert 'torch' not in sys.modules; from diffssl.probe import FeatureLoader"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="has no attribute 'Loader'"):
+        _ = diffssl.probe.Loader
+
+
+def test_the_example_of_the_docs(make_maps: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loop learns, for as many epochs as it says."""
+    (example,) = (source for source in EXAMPLES if "FeatureLoader(" in source)
+    make_maps([FeatureKey(24, 90, 2), FeatureKey(19, 90, 2)], sizes=(4,) * 24)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, str(DOCS), "exec"), names)
+    assert names["right"] / names["seen"] > 0.6
+    assert names["seen"] == 120

@@ -97,7 +97,7 @@ def make_protocol(
         targets: what is to be predicted.
         limit: only the first so many rows of every split.
         refit: whether what was chosen is fitted again on training and held-out rows.
-        subset: of the training rows; None for all of them.
+        subset: of the training rows; None for all of them. A val split then chooses only, and is never trained on.
 
     Raises:
         NothingToProbe: no split to train or test on.
@@ -120,7 +120,9 @@ def make_protocol(
         selection = _one_of_each_class(targets.values[train_split], fit, held_out) if targets.task == "classify" else held_out
         fit = np.setdiff1d(train, selection)
         notes.append(f"selection: 10 % of the training rows, by a salted hash of the id ({len(selection)} rows)")
-    everything = {train_split: train} if selection_split == train_split else {train_split: train, "val": selection}
+    everything = {train_split: train}
+    if selection_split != train_split and subset is None:  # few shots are few in the final fit too
+        everything["val"] = selection
     roles: dict[str, RowSet] = {
         "fit": {train_split: fit},
         "select": {selection_split: selection},

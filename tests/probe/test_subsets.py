@@ -135,5 +135,10 @@ def test_one_shot_cannot_choose_its_hyperparameters(make_maps: MakeStore, fits: 
 
 def test_with_a_val_split_one_shot_is_enough(make_maps: MakeStore, fits: Fits) -> None:
     store = make_maps([FeatureKey(1, 10, 1)], rows={"train": 80, "val": 60, "test": 60})
-    (result,) = fits(store, "linear", shots=[1], repeats=1, refit=False)
-    assert (result["n_train"], result["n_select"]) == (4, 60)
+    (result,) = fits(store, "linear", shots=[1], repeats=1)
+    assert (result["n_train"], result["n_select"]) == (4, 60)  # val is not trained on, refit or not
+    (protocol,) = (group.protocol for group in prepare(ProbeSpec(store.path, ["linear"], fraction=[0.1], repeats=1)).groups)
+    assert protocol.refit.keys() == {"train"}
+    assert protocol.moments.keys() == {"train"}
+    (plain,) = fits(store, "linear")
+    assert plain["n_train"] == 140

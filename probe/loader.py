@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..store import Batch, FeatureKey, FeatureStore
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _BUFFER_BYTES = 1 << 28  # of rows that are shuffled together
 
@@ -61,6 +64,8 @@ class FeatureLoader:
         seed: int = 0,
         rows: int | None = None,
     ) -> None:
+        import torch  # takes seconds, so not before it is needed
+
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._store, self._keys, self._split = store, list(keys), split
@@ -113,6 +118,8 @@ class FeatureLoader:
                     yield done.result()
 
     def _on_device(self, batch: Batch, places: np.ndarray[tuple[int], np.dtype[np.int64]]) -> DeviceBatch:
+        import torch
+
         def on(tensor: Tensor) -> Tensor:
             pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor
             return pinned.to(self._device, non_blocking=True)

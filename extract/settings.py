@@ -178,5 +178,5 @@ def compute_dtype(spec: ExtractSpec, there: StoreHeader | None) -> str:
 
 def _batch_size(image_size: int, device: str) -> int:
     """Images of a forward pass: on a CPU small enough for its caches, on a GPU large enough to fill it."""
-    pixels = (1 << 22) if pick_device(device).type == "cuda" else (1 << 15)
+    pixels = (1 << 22) if pick_device(device).type == "cuda" else (1 << 16)
     return max(1, min(256, pixels // image_size**2))

@@ -59,6 +59,9 @@ class PackedConvolution(nn.Module):
 
 def can_pack(weight: Tensor) -> bool:
     """Whether :class:`PackedConvolution` takes these weights here."""
-    return (
-        weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    known: bool = weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+    return known

@@ -8,17 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 from os.path import isfile, join
 from pathlib import Path
 
+from .archive import refuse_compressed
 from .errors import DataError
 from .images import SUFFIXES
 from .labels import label_table
 from .listing import SPLITS, Listing, only_images
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")
 _ASKED = 1000  # files that a thread asks for at a time
 _THREADS = 16
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Folders train, val and test of a root, if they are splits and not classes: a class folder holds no folders itself."""
+    """Folders train, val and test of a root, if they are splits and not classes: a class folder holds no folders itself.
+
+    Raises:
+        DataError: one of them is there as a compressed tar, which would be passed over.
+    """
+    for path in (root / f"{name}{suffix}" for name in SPLITS for suffix in _COMPRESSED):
+        if path.is_file():
+            refuse_compressed(path)
     folders = {entry.name for entry in _visible_folders(root)}
     splits = {name: root / name for name in SPLITS if name in folders}
     nested = any(_visible_folders(folder) for folder in splits.values())

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..store import FeatureKey, FeatureStore, Identity, canonical_json
 from .data import Moments, ProbeData
 from .errors import ProbeError
 from .fit import Fit
-from .heads import Shape, build_head
+from .heads import Maker, Shape, build_head
 from .own import load_maker
 from .protocol import RowSet
 from .spec import NUMPY_HEADS, own_head
@@ -57,20 +58,31 @@ class SavedHead:
         return Identity(self.about["identity"])
 
     def scores(self, data: ProbeData, rows: RowSet, device: torch.device) -> tuple[NDArray[np.floating], NDArray[Any]]:
-        """(n, K) outputs for rows, and (n, ...) their answers."""
+        """(n, K) outputs for rows, and (n, ...) their answers. Raises ``ProbeError`` where a user's own head has changed."""
         specification = self.about["result"]["specification"]
         head, options = specification["head"], specification["options"]
         if head in NUMPY_HEADS:
             weight, bias = self.weights["weight"], self.weights["bias"]
             parts = [(values @ weight + bias, labels) for values, labels in data.in_order(rows, self.moments)]
             return np.concatenate([values for values, _ in parts]), np.concatenate([labels for _, labels in parts])
-        own = own_head(head)
         timesteps = len({key.timestep for key in self.keys})
         shapes: list[Shape] = [(c, h, w) for c, h, w in self.about["shapes"]]
-        made = build_head(head, shapes, timesteps, len(self.about["names"]), 1, options, 0, load_maker(*own) if own else None)
+        made = build_head(head, shapes, timesteps, len(self.about["names"]), 1, options, 0, self._maker(head, options))
         made.load(0, {name: torch.from_numpy(value.copy()) for name, value in self.weights.items()})
         outputs, labels = score_head(made.to(device), data, rows, self.moments)
         return outputs[0], labels
+
+    def _maker(self, head: str, options: Mapping[str, Any]) -> Maker | None:
+        """What makes a user's own head. Raises ``ProbeError`` unless its file is what it was."""
+        try:
+            own = own_head(head)
+        except ValueError as error:
+            raise ProbeError(f"{self.path}: its code is not here ({error}); run this where it was fitted") from error
+        if own is None:
+            return None
+        if sha256(own[0].read_bytes()).hexdigest() != options["code_sha256"]:
+            raise ProbeError(f"{self.path}: {own[0]} is not what it was fitted with; fit it again with --save-head")
+        return load_maker(*own)
 
 
 def save_head(
@@ -93,7 +105,7 @@ def save_head(
         "shapes": [list(shape) for shape in shapes],
         "log_odds": fitted.log_odds,
     }
-    tensors = {name: np.ascontiguousarray(value) for name, value in fitted.weights.items()}
+    tensors = {name: np.asarray(value, order="C") for name, value in fitted.weights.items()}  # single numbers stay such
     content = save(tensors | {_MEAN: moments.mean, _SCALE: moments.scale}, {"diffssl": canonical_json(about).decode()})
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{uuid.uuid4().hex}"
@@ -109,9 +121,9 @@ def load_heads(folder: Path) -> list[SavedHead]:
             with safe_open(path, framework="numpy") as file:
                 about = json.loads((file.metadata() or {})["diffssl"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            moments = Moments(weights.pop(_MEAN), weights.pop(_SCALE))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ProbeError(f"{path}: cannot be read as a saved head ({error!r}); fit it again with --save-head") from error
-        moments = Moments(weights.pop(_MEAN), weights.pop(_SCALE))
         found.append(SavedHead(path, about, weights, moments))
     if not found:
         raise ProbeError(f"{folder}: there are no saved heads; diffssl-probe --save-head {folder} keeps them")

@@ -40,7 +40,7 @@ class Recipe:
         steps: optimiser steps that the schedule is made for.
         batch_size: rows of a step.
         schedule: ``cosine`` from the peak to zero, ``constant``, or ``steps``, a tenth after each quarter.
-        warmup: steps of linear rise at the beginning.
+        warmup: steps of linear rise at the beginning, at most half of all.
         clip: largest norm of a copy's gradient; None for any.
         evaluate_every: steps between looks at the held-out loss; None for never. The weights of the best look are kept.
         patience: looks without a better loss for any copy after which training ends.
@@ -63,8 +63,9 @@ class Recipe:
         """The recipe in a head's options; ``epochs`` there become steps over ``n_rows`` rows."""
         batch_size = min(options["batch_size"], n_rows)
         steps = options.get("steps") or math.ceil(options["epochs"] * n_rows / batch_size)
-        names = ("optimiser", "momentum", "schedule", "warmup", "clip", "evaluate_every", "patience")
-        return cls(steps=steps, batch_size=batch_size, **{name: options[name] for name in names})
+        names = ("optimiser", "momentum", "schedule", "clip", "evaluate_every", "patience")
+        warmup = min(options["warmup"], steps // 2)  # so that few steps reach the peak rate, too
+        return cls(steps=steps, batch_size=batch_size, warmup=warmup, **{name: options[name] for name in names})
 
     def factor(self, step: int) -> float:
         """What the peak rate is multiplied with at a step, counted from 0."""

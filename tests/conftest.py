@@ -188,6 +188,7 @@ def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
         only_blocks: Collection[int] | None = None,
         left_out: Mapping[FeatureKey, Collection[str]] | None = None,
         seed: int = 0,
+        identity: Mapping[str, Any] | None = None,
     ) -> FeatureStore:
         """Make a store.
 
@@ -208,14 +209,15 @@ def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
             only_blocks: commit these row blocks only.
             left_out: setting -> ids that could not be decoded.
             seed: of the features, and part of the identity.
+            identity: fields in place of those.
         """
         ids = {split: _ids(split, given, classes) for split, given in rows.items()}
         names = sorted({_folder(one) for own in ids.values() for one in own} - {""})
         blocks = [Block(i, "Res", channels, size, 0.1 * i, 0.2 * i) for i, size in enumerate(sizes, start=1)]
-        identity = Identity({"model": "synthetic", "seed": seed})
+        own_identity = Identity(identity or {"model": "synthetic", "seed": seed})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda _: None)
-            header = StoreHeader(identity, names, row_block, 32, dtype, "contiguous", blocks, "synthetic")
+            header = StoreHeader(own_identity, names, row_block, 32, dtype, "contiguous", blocks, "synthetic")
             store = create(tmp_path / name, header)
             for split, own in ids.items():
                 labels = np.array([names.index(_folder(one)) if _folder(one) else NO_LABEL for one in own], dtype=np.int32)

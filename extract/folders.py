@@ -15,8 +15,8 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from ..store.progress import progress_bar
-from .archive import refuse_compressed
 from .errors import DataError
+from .headers import refuse_compressed
 from .images import SUFFIXES
 from .labels import label_table
 from .listing import SPLITS, Listing, only_images
@@ -36,7 +36,7 @@ def split_folders(root: Path, seen: dict[str, Stamp]) -> dict[str, Path]:
     """
     for path in (root / f"{name}{suffix}" for name in SPLITS for suffix in _COMPRESSED):
         if path.is_file():
-            refuse_compressed(path)
+            refuse_compressed(str(path))
     folders = {entry.name for entry in _visible_folders(root, seen)}
     splits = {name: root / name for name in SPLITS if name in folders}
     nested = any(_visible_folders(folder, seen) for folder in splits.values())

@@ -1,4 +1,4 @@
-"""What the pipeline costs over the bare forward passes, and what stopping early saves.
+"""What the pipeline costs over the bare forward passes, and where the time of a run goes.
 
     python benchmarks/overhead.py [--images 512] [--repeats 24]
 
@@ -12,22 +12,23 @@ import argparse
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
-from diffssl.extract.adm import ADM, build_unet
 from diffssl.extract.backbone import Backbone
 from diffssl.extract.job import Job, compute, load_backbone, open_store, prepare
 from diffssl.extract.spec import ExtractSpec
-from diffssl.extract.zoo import model_config
+from diffssl.store.storage import LocalStorage
 
-BATCH = 32
+BATCH = 64
+SLOW = 100e6  # bytes a second
 ROW_BLOCK = 512  # as chosen for 32,768 images and more: what a file costs is shared by as many rows as in a real run
 TIMESTEPS = [10, 90]
 
 
-def job_for(store: Path, blocks: range | tuple[int, ...], pools: tuple[int, ...], images: int) -> Job:
+def job_for(store: Path, blocks: range | tuple[int, ...], pools: tuple[int | str, ...], images: int) -> Job:
     wanted: dict[int, set[int | str]] = {block: set() for block in blocks}
     spec = ExtractSpec(
         blocks=wanted,
@@ -53,7 +54,7 @@ def bare_seconds(backbone: Backbone, deepest: int, images: int) -> float:
 
 
 def extraction_seconds(
-    folder: Path, backbone: Backbone, blocks: range | tuple[int, ...], pools: tuple[int, ...], images: int
+    folder: Path, backbone: Backbone, blocks: range | tuple[int, ...], pools: tuple[int | str, ...], images: int
 ) -> float:
     """Seconds of an extraction into a new store, which is left there: ext4 is slow to create files where some were
     deleted a moment ago."""
@@ -85,28 +86,28 @@ def pipeline(folder: Path, images: int, repeats: int) -> None:
     print(f"24 blocks x 2 pools / 2 blocks x 2 pools: {more:.3f}")
 
 
-@torch.inference_mode()
-def early_exit(repeats: int) -> None:
-    config = model_config("adm256-uncond")
-    model = build_unet(config).to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    model.requires_grad_(False).eval()
-    backbone = ADM(model, config)
-    x = torch.randn(1, *backbone.sample_shape, generator=generator)
-    early, full = [], []
-    for _ in range(repeats + 1):
+def stages(folder: Path, images: int) -> None:
+    """Where the time of a run goes, on this disk and on storage that takes 100 MB/s."""
+    replace = LocalStorage.replace
+
+    def slow(storage: LocalStorage, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
         started = time.perf_counter()
-        for _ in backbone.features(x, 90, [24]):
-            pass
-        early.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        model(x, torch.tensor([90]))
-        full.append(time.perf_counter() - started)
-        print(f"  to block 24 {early[-1]:.2f} s, full {full[-1]:.2f} s", flush=True)
-    ratio = median(b / a for a, b in zip(early[1:], full[1:], strict=True))
-    print(f"256-pixel ADM, batch 1: full forward pass / to block 24: {ratio:.2f} (FLOPs: {1 / backbone.blocks[23].share:.2f})")
+        replace(storage, files)
+        due = sum(memoryview(part).nbytes for parts in files.values() for part in parts) / SLOW
+        time.sleep(max(0.0, started + due - time.perf_counter()))
+
+    backbone = load_backbone(job_for(folder / "none.zarr", (24,), (1,), images))
+    for blocks, pools in (((18, 24), (1, 2)), (range(1, 25), (1, 2)), (range(1, 25), ("full",))):
+        for name, method in (("this disk", replace), ("100 MB/s", slow)):
+            job = job_for(folder / f"{uuid.uuid4().hex}.zarr", blocks, pools, images)
+            store = open_store(job, backbone)
+            LocalStorage.replace = method  # type: ignore[method-assign, assignment]
+            started = time.perf_counter()
+            timings = compute(job, store, backbone, lambda _: None)
+            seconds = time.perf_counter() - started
+            LocalStorage.replace = replace  # type: ignore[method-assign]
+            rate = job.plan.bytes / seconds / 1e6
+            print(f"{len(blocks)} blocks, pools {pools}, {name}: {timings}; {rate:.1f} MB/s in {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
@@ -115,5 +116,5 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=24)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
+        stages(Path(name), options.images)
         pipeline(Path(name), options.images, options.repeats)
-    early_exit(min(3, options.repeats))

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ..store import Block
 from .errors import ExtractError, UnknownBlock
+from .fast_unet import FastBlock
 from .flops import measure
 from .images import GUIDED
+from .model import CHANNELS_LAST, CONTIGUOUS
 from .weights import load_state, read_state
 from .zoo import ModelSource, check_condition
 
@@ -30,15 +32,22 @@ class ADM:
     """A guided_diffusion U-Net as a :class:`~diffssl.extract.backbone.Backbone`.
 
     Args:
-        model: on its device, in float32, in evaluation mode.
+        model: on its device, in float32, in evaluation mode. With the fast blocks, its own are taken from it.
         config: the configuration it was made from.
         condition: for class-conditional models, ``none`` (no class embedding is added), ``mean`` (the mean of all
             class embeddings) or a class number; ``none`` for others.
-        dtype: compute dtype; float16 and bfloat16 by autocast.
+        dtype: compute dtype. Of guided_diffusion's own blocks, float16 and bfloat16 are by autocast.
+        memory_format: ``contiguous`` for guided_diffusion's own blocks, ``channels_last`` for the same functions made
+            faster, which agree with them in float32 to 1e-5 of a block's largest magnitude.
     """
 
     def __init__(
-        self, model: UNetModel, config: Mapping[str, Any], condition: str = "none", dtype: torch.dtype = torch.float32
+        self,
+        model: UNetModel,
+        config: Mapping[str, Any],
+        condition: str = "none",
+        dtype: torch.dtype = torch.float32,
+        memory_format: str = CONTIGUOUS,
     ) -> None:
         self.device = next(model.parameters()).device
         self.image_size = int(config["image_size"])
@@ -47,7 +56,12 @@ class ADM:
         self.blocks: Sequence[Block] = measure_blocks(config)
         self._model = model
         self._dtype = dtype
-        self._modules = [*model.input_blocks, model.middle_block, *model.output_blocks]
+        self._n_inputs = len(model.input_blocks)
+        self._modules: list[nn.Module] = [*model.input_blocks, model.middle_block, *model.output_blocks]
+        self._fast = memory_format == CHANNELS_LAST
+        if self._fast:
+            del model.input_blocks, model.middle_block, model.output_blocks, model.out
+            self._modules = [FastBlock(module, dtype) for module in self._modules]
         self._condition = _condition_embedding(model, condition)
         alphas_cumprod, self._model_timesteps = _schedule(config)
         self.diffusion_steps = len(self._model_timesteps)
@@ -71,8 +85,8 @@ class ADM:
     def features(self, x_t: Tensor, timestep: int | None, blocks: Collection[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield (block, (n, C, H, W) activation) in the order the data flows, and stop after the deepest block.
 
-        The forward pass is guided_diffusion's own, block for block. A skip activation is kept only if an output block
-        that will run reads it, and let go when it has.
+        The forward pass is guided_diffusion's own, block for block, or the same made faster. A skip activation is kept
+        only if an output block that will run reads it, and let go when it has.
         """
         if timestep is None:
             raise ValueError(f"a U-Net wants a timestep from 0 to {self.diffusion_steps - 1}, got None")
@@ -81,11 +95,12 @@ class ADM:
             known = f"1 to {len(self._modules)}"
             raise UnknownBlock(f"the model has no blocks {sorted(set(blocks) - self._numbers())}; its blocks are {known}")
         self.schedule(timestep)  # refuses an unknown one
-        n_inputs = len(self._model.input_blocks)
+        n_inputs = self._n_inputs
         n_outputs = max(0, deepest - n_inputs - 1)  # output block k reads the skip of input block n_inputs - k
         skips: list[Tensor] = []
-        emb = self._embedding(timestep, len(x_t))
-        h = x_t
+        # Samples of a batch share their embedding, of which the fast blocks want one row.
+        emb = self._embedding(timestep, 1 if self._fast else len(x_t))
+        h = x_t.to(self._dtype, memory_format=torch.channels_last) if self._fast else x_t
         for number, module in enumerate(self._modules[:deepest], start=1):
             if number > n_inputs + 1:
                 h = torch.cat([h, skips.pop()], dim=1)
@@ -104,7 +119,7 @@ class ADM:
             return emb if self._condition is None else emb + self._condition
 
     def _autocast(self) -> Any:
-        if self._dtype == torch.float32:
+        if self._dtype == torch.float32 or self._fast:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
 
@@ -112,14 +127,21 @@ class ADM:
         return set(range(1, len(self._modules) + 1))
 
 
-def load_adm(source: ModelSource, device: torch.device, condition: str | None, dtype: torch.dtype) -> ADM:
+def load_adm(
+    source: ModelSource,
+    device: torch.device,
+    condition: str | None,
+    dtype: torch.dtype,
+    memory_format: str = CONTIGUOUS,
+) -> ADM:
     """Load a model.
 
     Args:
         source: configuration and weights.
         device: where to.
         condition: see :class:`ADM`; None where the model is unconditional.
-        dtype: compute dtype. Weights are kept in float32 whatever it is.
+        dtype: compute dtype.
+        memory_format: see :class:`ADM`.
 
     Raises:
         CheckpointMismatch: weights and configuration do not fit; the differing keys are listed.
@@ -128,7 +150,7 @@ def load_adm(source: ModelSource, device: torch.device, condition: str | None, d
     model = build_unet(source.config)
     load_state(source.weights, model, read_state(source.weights))
     model.requires_grad_(False).eval().to(device)
-    return ADM(model, source.config, check_condition(source.config, condition), dtype)
+    return ADM(model, source.config, check_condition(source.config, condition), dtype, memory_format)
 
 
 def build_unet(config: Mapping[str, Any]) -> UNetModel:

@@ -14,6 +14,7 @@ from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .choose import pick_model
 from .errors import Interrupted
 from .job import prepare
+from .model import MEMORY_FORMATS
 from .run import extract, show_plan
 from .settings import describe_blocks
 from .sources import DIGITS
@@ -50,6 +51,7 @@ def _row_block(text: str) -> int | None:
 @click.option("--batch-size", type=int, help="Images of a forward pass; fixed when the store is created.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--dtype", type=click.Choice(COMPUTE_DTYPES), help="Compute dtype; default float32, float16 on a GPU.")
+@click.option("--memory-format", type=click.Choice(MEMORY_FORMATS), help="contiguous: guided_diffusion's own modules.")
 @click.option("--store-dtype", type=click.Choice(STORE_DTYPES), help="Dtype on disk; default float16.")
 @click.option(
     "--row-block", type=ListType(_row_block), default="auto", show_default=True, help="Rows of a commit, a power of 2."

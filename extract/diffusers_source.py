@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..store import Block
 from .errors import ExtractError, MissingLibrary, MissingWeights, UnknownModel
 from .images import preprocessing
+from .model import CONTIGUOUS
 from .tensors import tensors_sha256
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class DiffusersModel:
         UnknownModel: there is no such pipeline, or it is of a kind that is not known here.
         ExtractError: its files are damaged.
     """
+
+    memory_formats = (CONTIGUOUS,)
 
     def __init__(self, where: str) -> None:
         self.name = f"diffusers:{where}"
@@ -139,7 +142,7 @@ class DiffusersModel:
         found: list[Block] = self._library().measure_blocks(self)
         return found
 
-    def load(self, device: torch.device, dtype: torch.dtype, condition: str) -> Backbone:
+    def load(self, device: torch.device, dtype: torch.dtype, condition: str, memory_format: str = CONTIGUOUS) -> Backbone:  # noqa: ARG002
         """The pipeline's network on its device, with its VAE. Raises ``ExtractError``."""
         backbone: Backbone = self._library().load_diffusers(self, device, dtype, condition)
         return backbone

@@ -16,18 +16,27 @@ from tqdm import tqdm
 
 from ..store.progress import progress_bar
 from .errors import DataError
+from .headers import refuse_compressed
 from .images import SUFFIXES
 from .labels import label_table
 from .listing import SPLITS, Listing, only_images
 from .readers import WholeFiles
 from .stamps import Stamp, local_stamp
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")
 _ASKED = 1000  # files that a thread asks for at a time
 _THREADS = 16
 
 
 def split_folders(root: Path, seen: dict[str, Stamp]) -> dict[str, Path]:
-    """Folders train, val and test of a root, if they are splits and not classes: a class folder holds no folders itself."""
+    """Folders train, val and test of a root, if they are splits and not classes: a class folder holds no folders itself.
+
+    Raises:
+        DataError: one of them is there as a compressed tar, which would be passed over.
+    """
+    for path in (root / f"{name}{suffix}" for name in SPLITS for suffix in _COMPRESSED):
+        if path.is_file():
+            refuse_compressed(str(path))
     folders = {entry.name for entry in _visible_folders(root, seen)}
     splits = {name: root / name for name in SPLITS if name in folders}
     nested = any(_visible_folders(folder, seen) for folder in splits.values())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .crops import RandomCrop
 
@@ -106,8 +106,10 @@ def decode(content: bytes, image_size: int, crop: RandomCrop | None = None, resi
         raise
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:  # its message has an address in memory: another in every run
+        raise UndecodableImage("not an image of a known kind" if content else "the file is empty") from error
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged content
-        raise UndecodableImage(f"{type(error).__name__}: {error}" if content else "the file is empty") from error
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
     return pixels
 
 

@@ -99,7 +99,8 @@ def load_backbone(job: Job) -> Backbone:
     from .settings import pick_device, torch_dtype
 
     fields = job.header.identity.fields
-    return job.model.load(pick_device(job.spec.device), torch_dtype(fields["compute_dtype"]), fields["condition"])
+    device, dtype = pick_device(job.spec.device), torch_dtype(fields["compute_dtype"])
+    return job.model.load(device, dtype, fields["condition"], job.header.memory_format)
 
 
 def open_store(job: Job, backbone: Backbone) -> FeatureStore:

@@ -8,6 +8,7 @@ import torch
 
 from .job import Job, load_backbone
 from .pooling import pool_map
+from .precision import TF32, tf32
 
 _REPEATS = 3
 
@@ -20,7 +21,7 @@ def seconds_per_forward(job: Job) -> float:
         pools.setdefault(key.block, set()).add(key.pool)
     x = torch.zeros(job.header.batch_size, *backbone.sample_shape, device=backbone.device)
     seconds = []
-    with torch.inference_mode():
+    with torch.inference_mode(), tf32(backbone.device, job.header.identity.fields["compute_dtype"] == TF32):
         for _ in range(_REPEATS + 1):
             started = time.perf_counter()
             for block, activation in backbone.features(x, job.keys[0].timestep, pools):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..store import Block
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import torch
 
     from .backbone import Backbone
+
+
+MEMORY_FORMATS = CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 
 
 class Model(Protocol):
@@ -40,6 +43,11 @@ class Model(Protocol):
         """Whether a condition means anything to it, so that a store's is taken where none is given."""
         ...
 
+    @property
+    def memory_formats(self) -> Sequence[str]:
+        """Memory formats of activations that it can compute in; new stores get the first."""
+        ...
+
     def condition(self, wanted: str | None) -> str:
         """The condition to use. Raises ``ExtractError`` where one is missing, not known, or makes no sense."""
         ...
@@ -64,12 +72,13 @@ class Model(Protocol):
         """Kind, channels, size and cumulative GFLOP of every block."""
         ...
 
-    def load(self, device: torch.device, dtype: torch.dtype, condition: str) -> Backbone:
+    def load(self, device: torch.device, dtype: torch.dtype, condition: str, memory_format: str = CONTIGUOUS) -> Backbone:
         """The network on its device, computing in ``dtype``. Raises ``ExtractError``.
 
         Args:
             device: where to.
             dtype: compute dtype.
             condition: what :meth:`condition` answered.
+            memory_format: one of :attr:`memory_formats`.
         """
         ...

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..store import Block
 from .errors import ExtractError
 from .images import preprocessing
+from .model import CONTIGUOUS
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ class OwnModel:
     """
 
     conditional = False
+    memory_formats = (CONTIGUOUS,)
 
     def __init__(self, text: str, device: str, dtype: str) -> None:
         self.name = text
@@ -85,7 +87,7 @@ class OwnModel:
         """As the backbone says."""
         return list(self._backbone.blocks)
 
-    def load(self, device: torch.device, dtype: torch.dtype, condition: str) -> Backbone:
+    def load(self, device: torch.device, dtype: torch.dtype, condition: str, memory_format: str = CONTIGUOUS) -> Backbone:  # noqa: ARG002
         """The backbone, which is on its device already. Raises ``ExtractError`` where it is on another."""
         from .settings import torch_dtype
 

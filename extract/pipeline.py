@@ -24,6 +24,7 @@ from .backbone import Backbone
 from .loading import ImageBatch, Loader
 from .plan import Work, still_missing
 from .pooling import pool_map
+from .precision import TF32, tf32
 from .sources import SplitData
 
 _NOISE_AHEAD = 8
@@ -106,6 +107,7 @@ class Pipeline:
         self._seed = seed
         self._commit = commit
         self._progress = progress
+        self._tf32 = store.header.identity.fields.get("compute_dtype") == TF32
         self._dtype = {2: torch.float16, 4: torch.float32}[np.dtype(store.header.dtype).itemsize]
         # A GPU works beside the loader's threads. A CPU's cores are all in the forward pass, where one that is taken
         # away makes the others wait: there they take turns.
@@ -158,7 +160,8 @@ class Pipeline:
         self._latents.clear()
         pending: _Started | None = None
         for step, noise in self._with_noise(self._steps(item, batches)):
-            started = self._forward(step, noise)
+            with tf32(self._backbone.device, self._tf32):
+                started = self._forward(step, noise)
             if pending is not None:  # the device works on this step while the last one is handed over
                 self._hand_over(writers[pending.step.timestep], pending)
             pending = started

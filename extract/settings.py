@@ -54,7 +54,7 @@ def make_header(spec: ExtractSpec, model: Model, data: DataSet, there: StoreHead
         row_block=row_block,
         batch_size=batch_size,
         dtype=store_dtype,
-        memory_format="contiguous",
+        memory_format=_memory_format(spec, model, there),
         blocks=blocks,
         model=model.name,
     )
@@ -139,11 +139,19 @@ def count_gpus(device: str) -> int:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a compute dtype's name."""
+    """The torch dtype of a compute dtype's name; TF32 is a way of computing with float32."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, "float32" if name == "tf32" else name)
     return dtype
+
+
+def _memory_format(spec: ExtractSpec, model: Model, there: StoreHeader | None) -> str:
+    """The memory format asked for, else the store's, else the model's first. Raises ``ExtractError``."""
+    wanted = spec.memory_format or (there.memory_format if there else model.memory_formats[0])
+    if wanted not in model.memory_formats:
+        raise ExtractError(f"{model.name} computes with --memory-format {' or '.join(model.memory_formats)}, not {wanted}")
+    return wanted
 
 
 def _noise(spec: ExtractSpec, there: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,10 +178,12 @@ def _row_block(spec: ExtractSpec, data: DataSet, blocks: Sequence[Block], timest
 def compute_dtype(spec: ExtractSpec, there: StoreHeader | None) -> str:
     """The compute dtype asked for, else the store's, else float32 on a CPU and float16 by autocast on a GPU, as the papers."""
     stored = None if there is None else there.identity.fields.get("compute_dtype")
+    if spec.dtype == "tf32" and pick_device(spec.device).type != "cuda":
+        raise ExtractError("--dtype tf32 is a precision of GPUs; on a CPU, float32 and bfloat16 are fast")
     return spec.dtype or stored or ("float16" if pick_device(spec.device).type == "cuda" else "float32")
 
 
 def _batch_size(image_size: int, device: str) -> int:
     """Images of a forward pass: on a CPU small enough for its caches, on a GPU large enough to fill it."""
-    pixels = (1 << 22) if pick_device(device).type == "cuda" else (1 << 15)
+    pixels = (1 << 22) if pick_device(device).type == "cuda" else (1 << 16)
     return max(1, min(256, pixels // image_size**2))

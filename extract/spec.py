@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .model import MEMORY_FORMATS
 from .sources import DIGITS
 
-COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
+COMPUTE_DTYPES = ("float32", "tf32", "float16", "bfloat16")
 STORE_DTYPES = ("float16", "float32")
 
 
@@ -38,7 +39,8 @@ class ExtractSpec:
         limit: only the first so many rows of every split.
         batch_size: images of a forward pass.
         device: torch device, or ``"auto"``.
-        dtype: compute dtype (``float32``, ``float16``, ``bfloat16``).
+        dtype: compute dtype (``float32``, ``tf32``, ``float16``, ``bfloat16``).
+        memory_format: of activations; ``contiguous`` is a U-Net's own forward, ``channels_last`` a faster one.
         store_dtype: dtype on disk (``float16``, ``float32``).
         row_block: rows of a row block; a power of two.
         part: (I, N): compute only every N-th row block from the I-th on.
@@ -68,6 +70,7 @@ class ExtractSpec:
     batch_size: int | None = None
     device: str = "auto"
     dtype: str | None = None
+    memory_format: str | None = None
     store_dtype: str | None = None
     row_block: int | None = None
     part: tuple[int, int] = (0, 1)
@@ -94,7 +97,9 @@ class ExtractSpec:
         if self.noise not in (None, "gaussian", "none"):
             raise ValueError(f"--noise is gaussian or none, got {self.noise}")
         if self.dtype not in (None, *COMPUTE_DTYPES):
-            raise ValueError(f"--dtype is float32, float16 or bfloat16, got {self.dtype}")
+            raise ValueError(f"--dtype is float32, tf32, float16 or bfloat16, got {self.dtype}")
+        if self.memory_format not in (None, *MEMORY_FORMATS):
+            raise ValueError(f"--memory-format is contiguous or channels_last, got {self.memory_format}")
         if self.store_dtype not in (None, *STORE_DTYPES):
             raise ValueError(f"--store-dtype is float32 or float16, got {self.store_dtype}")
         for name in ("draws", "crops", "limit", "batch_size", "sharing"):

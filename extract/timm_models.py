@@ -20,6 +20,7 @@ from ..store import Block
 from .errors import ExtractError, MissingWeights, UnknownBlock, UnknownModel
 from .flops import measure
 from .images import Resize, preprocessing
+from .model import CONTIGUOUS
 from .pooling import Tokens
 from .weights import load_state, read_state, state_sha256
 
@@ -43,6 +44,7 @@ class TimmModel:
     """
 
     conditional = False
+    memory_formats = (CONTIGUOUS,)
     diffusion_steps = None
 
     def __init__(self, architecture: str, checkpoint: Path | None) -> None:
@@ -90,7 +92,7 @@ class TimmModel:
         """Kind, channels, size and cumulative GFLOP of every block."""
         return measure_blocks(self._bare, self.image_size)
 
-    def load(self, device: torch.device, dtype: torch.dtype, condition: str) -> TimmEncoder:
+    def load(self, device: torch.device, dtype: torch.dtype, condition: str, memory_format: str = CONTIGUOUS) -> TimmEncoder:  # noqa: ARG002
         """The encoder on its device; ``condition`` is ``none``. Raises ``MissingWeights`` or ``CheckpointMismatch``."""
         self.condition(condition)
         return TimmEncoder(self._loaded.to(device), self._data, self.resize, self.measure_blocks(), dtype)

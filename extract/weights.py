@@ -30,14 +30,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of the pickle protocol; what matters is an error
             state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, ValueError, OSError, EOFError, safetensors.SafetensorError) as error:
-        raise CheckpointMismatch(f"{path}: cannot be read as weights ({error})") from error
-    except Exception as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises nearly anything on bytes that are no pickle, such as KeyError
         if type(error).__name__ == "UnpicklingError":
             raise CheckpointMismatch(
                 f"{path}: holds more than weights ({str(error).splitlines()[0]}); save its state_dict alone"
             ) from error
-        raise
+        raise CheckpointMismatch(f"{path}: cannot be read as weights ({error!r})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointMismatch(f"{path}: is not a state_dict of tensors; save the model's state_dict alone")
     return state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..store import Block
 from .errors import ExtractError, UnknownModel
 from .images import preprocessing
+from .model import CHANNELS_LAST, CONTIGUOUS
 
 if TYPE_CHECKING:
     import torch
@@ -143,6 +144,11 @@ class ModelSource:
         """Whether it is class-conditional."""
         return bool(self.config["class_cond"])
 
+    @property
+    def memory_formats(self) -> Sequence[str]:
+        """The fast blocks, and guided_diffusion's own."""
+        return (CHANNELS_LAST, CONTIGUOUS)
+
     def condition(self, wanted: str | None) -> str:
         """See :func:`check_condition`."""
         return check_condition(self.config, wanted)
@@ -167,11 +173,11 @@ class ModelSource:
 
         return measure_blocks(self.config)
 
-    def load(self, device: torch.device, dtype: torch.dtype, condition: str) -> ADM:
+    def load(self, device: torch.device, dtype: torch.dtype, condition: str, memory_format: str = CONTIGUOUS) -> ADM:
         """The U-Net on its device. Raises ``CheckpointMismatch`` or ``ExtractError``."""
         from .adm import load_adm
 
-        return load_adm(self, device, condition, dtype)
+        return load_adm(self, device, condition, dtype, memory_format)
 
 
 def cache_folder() -> Path:

@@ -28,6 +28,8 @@ class NotFinite(DiffsslError):
     def __init__(self, key: FeatureKey, sample_id: str, value: float, dtype: np.dtype[Any]) -> None:
         what = "NaN" if np.isnan(value) else f"{value} (beyond what {dtype} can hold)"
         advice = "; a new store with --store-dtype float32 holds it" if dtype.itemsize == 2 else ""
+        if np.isnan(value):
+            advice = "; the network makes it: check its weights, or compute in another --dtype, into a new store"
         super().__init__(f"the feature of sample {sample_id!r} at {key} is {what}; nothing of its row block was kept{advice}")
         self.key = key
         self.sample_id = sample_id

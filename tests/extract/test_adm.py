@@ -706,6 +706,8 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, state: dict[str, Tens
         ("unet.pt", b"", "cannot be read"),
         ("unet.pt", b"PK\x03\x04 half a download", "cannot be read"),
         ("unet.pt", b"<html>404</html>", "unet.pt"),
+        ("unet.pt", b"hello", "cannot be read"),
+        ("unet.pt", b"version https://git-lfs.github.com/spec/v1", "unet.pt"),
         ("unet.safetensors", b"", "cannot be read"),
         ("unet.safetensors", b"\xff" * 64, "cannot be read"),
     ],

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from diffssl.extract import ExtractSpec, extract
-from diffssl.extract.cluster import compute_on_cluster, local_cluster
+from diffssl.extract.cluster import compute_on_cluster
 from diffssl.extract.job import prepare
 from diffssl.store import FeatureKey, FeatureStore
+from diffssl.store.cluster import local_cluster
 from diffssl.store.verify import verify
 from distributed import Client
 
@@ -33,7 +34,7 @@ KEY = FeatureKey(3, 90, 1)
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with local_cluster(2, "cpu") as client:
+    with local_cluster(2, 0) as client:
         yield client
 
 

@@ -51,7 +51,7 @@ def test_defaults_of_a_new_store(header: StoreHeader) -> None:
     assert fields["noise"] == {"scheme": SCHEME, "seed": 0}
     assert fields["compute_dtype"] == "float32"
     assert list(header.classes) == ["cat", "dog"]
-    assert (header.row_block, header.dtype, header.memory_format, header.model) == (128, "float16", "contiguous", BUNDLED)
+    assert (header.row_block, header.dtype, header.memory_format, header.model) == (128, "float16", "channels_last", BUNDLED)
     assert 1 <= header.batch_size <= header.row_block
     assert len(header.blocks) == 37
 
@@ -83,6 +83,7 @@ def test_row_block_by_the_number_of_rows(rows: dict[str, int], limit: int | None
         ({"store_dtype": "float32"}, None, ("dtype", "float32")),
         ({"row_block": 16}, None, ("row_block", 16)),
         ({"batch_size": 7}, None, ("batch_size", 7)),
+        ({"memory_format": "contiguous"}, None, ("memory_format", "contiguous")),
     ],
     ids=str,
 )
@@ -132,6 +133,24 @@ def test_options_not_given_are_taken_from_the_store(there: StoreHeader) -> None:
 def test_clean_images_stay_clean(there: StoreHeader) -> None:
     clean = replace(there, identity=Identity({**there.identity.fields, "noise": {"scheme": "none"}}))
     assert make_header(ExtractSpec(**MINIMAL), find_model(None, None, None), data({"all": 9}), clean) == clean
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_the_memory_format_of_the_store_stays(there: StoreHeader, memory_format: str) -> None:
+    """A store whose first features are guided_diffusion's own, bit by bit, is not continued with others."""
+    old = replace(there, memory_format=memory_format)
+    assert make_header(ExtractSpec(**MINIMAL), find_model(None, None, None), data({"all": 9}), old) == old
+
+
+def test_a_memory_format_that_the_model_does_not_know(there: StoreHeader) -> None:
+    strange = replace(there, memory_format="blocked")
+    with pytest.raises(ExtractError, match="with --memory-format channels_last or contiguous, not blocked"):
+        make_header(ExtractSpec(**MINIMAL), find_model(None, None, None), data({"all": 9}), strange)
+
+
+def test_tf32_is_for_gpus() -> None:
+    with pytest.raises(ExtractError, match="--dtype tf32 is a precision of GPUs"):
+        make_header(ExtractSpec(**MINIMAL, dtype="tf32"), find_model(None, None, None), data({"all": 9}), None)
 
 
 def test_a_seed_for_clean_images_means_nothing() -> None:
@@ -245,7 +264,8 @@ def test_devices_that_are_not_there(name: str) -> None:
 
 
 def test_dtypes_by_name() -> None:
-    assert [torch_dtype(name) for name in ("float32", "float16", "bfloat16")] == [
+    assert [torch_dtype(name) for name in ("float32", "tf32", "float16", "bfloat16")] == [
+        torch.float32,
         torch.float32,
         torch.float16,
         torch.bfloat16,

@@ -484,6 +484,24 @@ def test_compressed_tars_are_refused_with_the_way_out(
             load(source)
 
 
+def test_a_compressed_tar_among_the_splits_of_a_folder_is_not_passed_over(
+    tmp_path: Path, write_images: Write, make_tar: MakeTar
+) -> None:
+    write_images(tmp_path / "x", ["cat/1.png"])
+    (tmp_path / "root").mkdir()
+    make_tar(tmp_path / "root" / "train.tar", tmp_path / "x", ["cat/1.png"])
+    test = make_tar(tmp_path / "root" / "test.tar.gz", tmp_path / "x", ["cat/1.png"], mode="w:gz")
+    with pytest.raises(DataError, match=f"gunzip {test}"):
+        load(tmp_path / "root")
+    (tmp_path / "root" / "train.tar").unlink()
+    with pytest.raises(DataError, match=f"gunzip {test}"):
+        load(tmp_path / "root")
+    test.unlink()
+    write_images(tmp_path / "root", ["train/cat/1.png"])
+    (tmp_path / "root" / "train.log.gz").touch()
+    assert list(load(tmp_path / "root").splits) == ["train"]
+
+
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar.bz2", "w:bz2"), (".tar.xz", "w:xz")])
 def test_the_way_out_fits_the_compression(
     tmp_path: Path, write_images: Write, make_tar: MakeTar, suffix: str, mode: str

@@ -214,14 +214,14 @@ class TestNotFinite:
     @pytest.mark.parametrize(
         ("dtype", "value", "text"),
         [
-            ("float16", np.nan, "is NaN; nothing of its row block was kept; a new store with --store-dtype float32 holds it"),
+            ("float16", np.nan, "is NaN; nothing of its row block was kept; the network makes it: check its weights"),
             (
                 "float16",
                 np.inf,
                 r"is inf \(beyond what float16 can hold\); .*; a new store with --store-dtype float32 holds it",
             ),
             ("float16", -np.inf, r"is -inf \(beyond what float16 can hold\); .* --store-dtype float32 holds it"),
-            ("float32", np.nan, "is NaN; nothing of its row block was kept$"),
+            ("float32", np.nan, "is NaN; nothing of its row block was kept; the network makes it: check its weights"),
             ("float32", np.inf, r"is inf \(beyond what float32 can hold\); nothing of its row block was kept$"),
         ],
     )

@@ -33,6 +33,7 @@ class Protocol:
         test: score it on these, once; rows of the other store where there is a store to test on.
         moments: features are standardised with the mean and deviation of these.
         digest: of which rows with which labels have which role; part of a result's key.
+        trained: the same without the test rows: what a fitted head depends on.
         notes: what was used, in words, to print and to record.
     """
 
@@ -42,6 +43,7 @@ class Protocol:
     test: RowSet
     moments: RowSet
     digest: str
+    trained: str
     notes: Sequence[str]
 
     @property
@@ -130,7 +132,10 @@ def make_protocol(
         "test": {tested: test},
     }
     notes.append(f"train: {len(fit)} rows, {size(roles['refit'])} for the final fit")
-    protocol = Protocol(**roles, moments={train_split: train}, digest=_digest(targets, roles), notes=notes)
+    learnt = {name: rows for name, rows in roles.items() if name != "test"}
+    protocol = Protocol(
+        **roles, moments={train_split: train}, digest=_digest(targets, roles), trained=_digest(targets, learnt), notes=notes
+    )
     _check(store, targets, protocol)
     return protocol
 

@@ -25,6 +25,7 @@ from .subsets import Subset
 from .target_metrics import multilabel_metrics, regression_metrics
 from .targets import Targets
 
+_SCORED = ("data_id", "rows", "test_store")  # parts of a specification that the test rows have a say in
 PROTOCOL = 2  # number of the way a fit is made; part of its key, raised when results would change
 
 
@@ -46,6 +47,7 @@ def specifications(
         "feature_id": store.feature_id,
         "data_id": {split: store.data_id(split) for split in protocol.splits if split in store.splits},
         "rows": protocol.digest,
+        "trained": protocol.trained,
         "setting": one.setting,
         "copies": None if one.copies is None else {split: list(map(list, own)) for split, own in one.copies.items()},
         "task": targets.task,
@@ -62,13 +64,14 @@ def specifications(
 
 
 def fit_seed(specification: Mapping[str, Any]) -> int:
-    """Seed of a fit's generators: of its specification alone, not of what was fitted before."""
-    return int(digest(canonical_json(specification).decode(), 4), 16)
+    """Seed of a fit's generators: of what decides the fitted head, not of what it is scored on, nor of what was fitted before."""
+    decisive = {name: value for name, value in specification.items() if name not in _SCORED}
+    return int(digest(canonical_json(decisive).decode(), 4), 16)
 
 
 def stream_seed(specification: Mapping[str, Any]) -> int:
     """Seed of the order of row blocks, the same for all heads and seeds of an input, which are trained together."""
-    return fit_seed({name: specification[name] for name in ("feature_id", "rows", "setting", "copies")})
+    return fit_seed({name: specification[name] for name in ("feature_id", "trained", "setting", "copies")})
 
 
 def make_record(

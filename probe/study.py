@@ -189,6 +189,8 @@ def prepare(spec: ProbeSpec, echo: Echo = print) -> Study:
     fixed = [head for head in spec.heads if head in NUMPY_HEADS]
     if spec.seeds > 1 and fixed:
         echo(f"{', '.join(fixed)}: no randomness, fitted once")
+    if spec.save_heads is not None and "knn" in spec.heads:
+        echo("knn has no weights: --save-head keeps nothing of it")
     if spec.preset.warning:
         echo(f"protocol {spec.protocol}: {spec.preset.warning}")
     return Study(spec, store, targets, tested, groups)

@@ -66,7 +66,9 @@ def fit(x: Features, y: NDArray[np.int32], held_out: NDArray[np.bool_]) -> tuple
     return LogisticRegression(C=best, max_iter=1000).fit(*stacked(np.ones(len(x), dtype=bool))), best
 
 
-def test_hits(train: tuple[Features, NDArray[np.int32]], test: tuple[Features, NDArray[np.int32]], ids: NDArray[np.object_]) -> Hits:
+def test_hits(
+    train: tuple[Features, NDArray[np.int32]], test: tuple[Features, NDArray[np.int32]], ids: NDArray[np.object_]
+) -> Hits:
     """(train draws D, test draws E) -> (n,) share of the groups of draws by which a test image is classified rightly."""
     (x, y), (x_test, y_test) = (standardised(train[0], train[0]), train[1]), (standardised(test[0], train[0]), test[1])
     held_out = salted_fractions(ids, "draws-heldout") < HELD_OUT
@@ -97,8 +99,8 @@ def main(options: argparse.Namespace) -> None:
     rows = {"train": options.train, "test": options.test}
     timesteps = [int(step) for step in options.timesteps.split(",")]
     store = make_store(options.store, options.data, rows, options.block, timesteps, options.draws)
-    print(f"block {options.block}, pool {options.pool}, {options.train} training and {options.test} test images; top-1 in per cent")
-    print("differences are to 1 draw in training and at test")
+    print(f"block {options.block}, pool {options.pool}, {options.train} training and {options.test} test images")
+    print("top-1 in per cent; differences are to 1 draw in training and at test")
     print("| timestep | draws in training | at test | top-1 [95 %] | difference [95 %] |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     ids = store.ids("train")[: options.train]

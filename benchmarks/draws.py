@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-C_GRID = [10.0**power for power in range(-5, 1)]  # smallest first: each fit of the path starts from the one before
-HELD_OUT = 0.1
+C_GRID = [10.0 ** (power / 2) for power in range(-10, 1)]  # smallest first: each fit of the path starts from the one before
+HELD_OUT = 0.25
 RESAMPLES = 2000
 
 Features = NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Reading and writing features: against h5py and zarr, over sizes of chunks and shards, over codecs, over rows.
+"""Reading and writing features: against h5py, .npy, a file an image and zarr; over sizes of chunks and shards; codecs; memory.
 
     python benchmarks/storage.py [--megabytes 256] [--repeats 5]
 
@@ -8,12 +8,15 @@ Needs the extra ``bench`` (zarrs, numcodecs' Blosc). Files are in the page cache
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -40,6 +43,7 @@ from numcodecs import Blosc, Zstd
 from numpy.typing import NDArray
 
 CHANNELS = 1024
+FILES = 4096  # at most, where every image has one: a thousand files take seconds
 
 
 def make_store(path: Path, rows: int, pool: int, row_block: int) -> tuple[FeatureStore, FeatureKey]:
@@ -74,55 +78,111 @@ def seconds_in_turn(repeats: int, **actions: Callable[[], object]) -> dict[str, 
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def against_h5py(folder: Path, megabytes: int, repeats: int) -> None:
-    print(f"\nread a whole array of {megabytes} MB, float16, {CHANNELS} channels; MB/s, and ratio to h5py with fletcher32")
-    print("pool  rows/chunk  write diffssl  write h5py   read diffssl  h5py  zarr  zarrs  diffssl/h5py")
+@dataclass(frozen=True)
+class Arm:
+    """One way to keep an array: a name for people, what writes and reads all of it, and of how many rows at most."""
+
+    name: str
+    write: Callable[[Path, NDArray[Any]], object]
+    read: Callable[[Path], NDArray[Any]]
+    rows: int | None = None
+
+
+def sync(*paths: Path) -> None:
+    """What diffssl does: ask the disk to have files and their folders; files are synced when all are written."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def write_npy(synced: bool, path: Path, values: NDArray[Any]) -> None:
+    np.save(path, values)
+    if synced:
+        sync(path, path.parent)
+
+
+def write_images(synced: bool, path: Path, values: NDArray[Any]) -> None:
+    """A file for every image, as features are often kept."""
+    path.mkdir()
+    for row, own in enumerate(values):
+        np.save(path / f"{row:08d}.npy", own)
+    if synced:
+        sync(*path.iterdir(), path)
+
+
+def read_images(path: Path) -> NDArray[Any]:
+    return np.stack([np.load(file) for file in sorted(path.iterdir())])
+
+
+def write_h5(chunk: int, path: Path, values: NDArray[Any]) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=values, chunks=(chunk, *values.shape[1:]), fletcher32=True)
+
+
+def read_h5(path: Path) -> NDArray[Any]:
+    with h5py.File(path) as file:
+        return np.asarray(file["x"][:])
+
+
+def read_diffssl(path: Path) -> NDArray[Any]:
+    store = FeatureStore.open(path)
+    return store.read(store.keys("all")[0], "all")
+
+
+def read_zarr(pipeline: str, key: FeatureKey, path: Path) -> NDArray[Any]:
+    with zarr.config.set({"codec_pipeline.path": pipeline}):
+        return np.asarray(zarr.open_array(path, path=f"all/features/{key.path}", mode="r")[:])
+
+
+def against_others(folder: Path, megabytes: int, repeats: int) -> None:
+    print(f"\na whole array of {megabytes} MB, float16, {CHANNELS} channels; MB/s, and seconds a byte against diffssl's")
+    print("pool  rows/chunk  way                        read   ratio   write   ratio")
     for pool in (1, 2, 16):
-        row_bytes = 2 * CHANNELS * pool * pool
-        rows = megabytes * 10**6 // row_bytes
+        rows = megabytes * 10**6 // (2 * CHANNELS * pool * pool)
         values = np.random.default_rng(0).standard_normal((rows, CHANNELS, pool, pool), dtype=np.float32).astype(np.float16)
         row_block = layout_module.default_row_block(rows)
-        store, key = write_store(folder / f"{pool}.zarr", values, row_block)
-        chunk = store.layout(key, "all").chunk_rows
-
-        def write_h5(pool: int = pool, chunk: int = chunk, values: NDArray[Any] = values) -> None:
-            with h5py.File(folder / f"{pool}.h5", "w") as file:
-                file.create_dataset("x", data=values, chunks=(chunk, *values.shape[1:]), fletcher32=True)
-                file.flush()
-
-        def read_h5(pool: int = pool) -> NDArray[Any]:
-            with h5py.File(folder / f"{pool}.h5") as file:
-                return np.asarray(file["x"][:])
-
-        def read_diffssl(path: str = store.path, key: FeatureKey = key) -> NDArray[Any]:
-            return FeatureStore.open(path).read(key, "all")
-
-        def read_zarr(pipeline: str, path: str = store.path, key: FeatureKey = key) -> NDArray[Any]:
-            with zarr.config.set({"codec_pipeline.path": pipeline}):
-                return np.asarray(zarr.open_array(path, path=f"all/features/{key.path}", mode="r")[:])
-
-        def rewrite(values: NDArray[Any] = values, row_block: int = row_block) -> None:
-            with tempfile.TemporaryDirectory(dir=folder) as other:
-                write_store(Path(other) / "x.zarr", values, row_block)
-
-        write_h5()
-        times = seconds_in_turn(
-            repeats,
-            diffssl=read_diffssl,
-            h5py=read_h5,
-            zarr=partial(read_zarr, "zarr.core.codec_pipeline.BatchedCodecPipeline"),
-            zarrs=partial(read_zarr, "zarrs.ZarrsCodecPipeline"),
-        )
+        key, chunk = FeatureKey(1, 10, pool), ArrayLayout(rows, values.shape[1:], values.dtype, row_block).chunk_rows
+        arms = [
+            Arm("diffssl (synced)", lambda path, x, size=row_block: write_store(path, x, size), read_diffssl),
+            Arm("h5py, fletcher32", partial(write_h5, chunk), read_h5),
+            Arm(".npy", partial(write_npy, False), np.load),
+            Arm(".npy, synced", partial(write_npy, True), np.load),
+            Arm("file an image", partial(write_images, False), read_images, FILES),
+            Arm("file an image, synced", partial(write_images, True), read_images, FILES),
+        ]
+        pipelines = {"zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline", "zarrs": "zarrs.ZarrsCodecPipeline"}
+        readers = [
+            Arm(f"{name}, diffssl's store", arms[0].write, partial(read_zarr, pipeline, key))
+            for name, pipeline in pipelines.items()
+        ]
+        paths = {arm.name: folder / f"{pool}-{number}.npy" for number, arm in enumerate(arms)}
+        for arm in arms:
+            arm.write(paths[arm.name], values[: arm.rows])
+            assert np.array_equal(arm.read(paths[arm.name]), values[: arm.rows])
+        paths |= {arm.name: paths[arms[0].name] for arm in readers}
+        unique = [arm for arm in arms + readers if "synced" not in arm.name or arm is arms[0]]
+        read = seconds_in_turn(repeats, **{arm.name: partial(arm.read, paths[arm.name]) for arm in unique})
         # Apart from reading, which would else wait for what the disk still has to write.
-        times |= seconds_in_turn(repeats, write=rewrite, write_h5=write_h5)
-        assert np.array_equal(store.read(key, "all"), values)
-        speed = {name: values.nbytes / 1e6 / median(seconds) for name, seconds in times.items()}
-        ratio = median(b / a for a, b in zip(times["diffssl"], times["h5py"], strict=True))
-        print(
-            f"{pool:>4}{chunk:>12}{speed['write']:>15.0f}{speed['write_h5']:>12.0f}{speed['diffssl']:>15.0f}"
-            f"{speed['h5py']:>6.0f}{speed['zarr']:>6.0f}{speed['zarrs']:>7.0f}{ratio:>14.2f}",
-            flush=True,
-        )
+        with tempfile.TemporaryDirectory(dir=folder) as other:
+            write = seconds_in_turn(repeats, **{arm.name: partial(rewrite, arm, Path(other), values) for arm in arms})
+        for arm in arms + readers:
+            columns = "".join(speed(times, arm, arms[0], values) for times in (read, write))
+            print(f"{pool:>4}{chunk:>12}  {arm.name:<23}{columns}", flush=True)
+
+
+def rewrite(arm: Arm, folder: Path, values: NDArray[Any]) -> None:
+    """Write to a new place, which stays until all is measured: deleting is not what is timed."""
+    arm.write(folder / f"{uuid.uuid4().hex}.npy", values[: arm.rows])
+
+
+def speed(times: Mapping[str, list[float]], arm: Arm, first: Arm, values: NDArray[Any]) -> str:
+    """Columns of MB/s, and of the median over rounds of the ratio of seconds a byte to those of the first arm."""
+    if arm.name not in times:
+        return f"{'':>8}{'':>8}"
+    share = len(values[: arm.rows]) / len(values)
+    ratio = median(a / b for a, b in zip(times[arm.name], times[first.name], strict=True)) / share
+    return f"{share * values.nbytes / 1e6 / median(times[arm.name]):>8.3g}{ratio:>8.3g}"
 
 
 def sizes(folder: Path, megabytes: int, repeats: int) -> None:
@@ -224,6 +284,6 @@ if __name__ == "__main__":
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         memory(Path(name))
-        against_h5py(Path(name), options.megabytes, options.repeats)
+        against_others(Path(name), options.megabytes, options.repeats)
         sizes(Path(name), options.megabytes, options.repeats)
         codecs(Path(name))

@@ -140,6 +140,7 @@ def still_missing(store: FeatureStore, work: Work) -> Work:
 def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], free_bytes: int | None) -> list[str]:
     """The plan in words. ``free_bytes``: of the storage, None where there is no limit to know of."""
     free = "a bucket" if free_bytes is None else f"{human_bytes(free_bytes)} free"
+    free += ", too little" if free_bytes is not None and free_bytes < plan.bytes else ""
     deepest = max(keys, key=lambda key: key.block).block
     block = next(block for block in header.blocks if block.number == deepest)
     return [
@@ -147,9 +148,15 @@ def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], f
         f"{block.share:.1%} of the full forward pass",
         f"there       {plan.done} of {plan.units} units (row block of {header.row_block} rows x timestep)",
         f"to compute  {plan.images} images, {plan.forwards} forward passes in batches of {header.batch_size}, "
-        f"{plan.gflop / 1000:.4g} TFLOP",
+        f"{human_tflop(plan.gflop)}",
         f"to write    {plan.arrays} arrays, {human_bytes(plan.bytes)} in {plan.files} files ({free})",
     ]
+
+
+def human_tflop(gflop: float) -> str:
+    """GFLOP as TFLOP, never with an exponent: people divide it by what their GPUs achieve."""
+    tflop = gflop / 1000
+    return f"{tflop:,.0f} TFLOP" if tflop >= 1000 else f"{tflop:.4g} TFLOP"
 
 
 def keys_of(split: str, keys: Sequence[FeatureKey]) -> list[FeatureKey]:

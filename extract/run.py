@@ -14,7 +14,7 @@ from ..store.location import open_storage
 from ..store.progress import progress_bar
 from .errors import TooManyBadSamples
 from .job import Echo, Job, begin, compute, prepare
-from .plan import describe_plan, keys_of
+from .plan import describe_plan, human_tflop, keys_of
 from .spec import ExtractSpec
 
 if TYPE_CHECKING:
@@ -30,13 +30,15 @@ def show_plan(job: Job, measure: bool, echo: Echo = print, workers: int = 1) -> 
     for line in describe_plan(job.plan, job.header, job.keys, open_storage(job.spec.store).free_bytes()):
         echo(line)
     each = -(-len(job.plan.work) // workers)  # row blocks of the worker that has most
+    share = each / max(1, len(job.plan.work))
     if workers > 1:
-        echo(f"workers     {len(job.plan.work)} row blocks for {workers}: at most {each} each")
+        most = human_tflop(share * job.plan.gflop)
+        echo(f"workers     {len(job.plan.work)} row blocks for {workers}: at most {each} each, {most}")
     if measure and job.plan.work:
         from .measure import seconds_per_forward
 
         seconds = seconds_per_forward(job)
-        longest = seconds * job.plan.forwards * each / len(job.plan.work)
+        longest = seconds * job.plan.forwards * share
         echo(f"time        {seconds * 1000:.4g} ms a forward pass of one image here, {_clock(longest)} in all")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .choice import Choice, choose
-from .describe import describe, human_bytes, progress_table
+from .describe import describe, human_bytes, not_committed, progress_table
 from .drop import drop, plan_drop
 from .errors import DiffsslError
 from .feature_store import FeatureStore
@@ -89,6 +89,9 @@ def verify_command(store: str) -> None:
             found += 1
             bar.write(str(damage))
     click.echo(f"{shards} shards in {opened.journal.commits()} commits read: {found or 'no'} damaged")
+    absent = not_committed(opened)
+    if absent:  # an extraction that is not through, or a commit that was removed: nothing tells them apart
+        click.echo(f"not committed, so not read: {len(absent)} row blocks of arrays, such as {absent[0]} (status lists them)")
     raise SystemExit(1 if found else 0)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from .feature_store import FeatureStore
-from .key import grids
+from .key import FeatureKey, grids
 from .layout import block_range
 
 _SHOWN = 10
@@ -50,8 +50,7 @@ def progress_table(store: FeatureStore) -> tuple[list[str], bool]:
         for key in store.arrays(split):
             blocks = store.journal.row_blocks(split, key)
             rows = sum(len(block_range(total, store.header.row_block, block)) for block in blocks)
-            wanted = store.wanted_rows([key], split) if blocks else total
-            absent = store.missing([key], split, wanted)
+            wanted, absent = _absent(store, split, key)
             complete &= not absent
             state = f"{len(absent)} row blocks missing" if absent else "complete"
             state += f" to --limit {wanted}" if wanted < total else ""
@@ -59,10 +58,27 @@ def progress_table(store: FeatureStore) -> tuple[list[str], bool]:
     return lines, complete
 
 
+def not_committed(store: FeatureStore) -> list[str]:
+    """A line for each row block of an array that was asked for and is not committed: not yet, or not any more."""
+    return [
+        f"{split}: row block {block}, {key}"
+        for split in store.splits
+        for key in store.arrays(split)
+        for block in _absent(store, split, key)[1]
+    ]
+
+
 def human_bytes(number: float) -> str:
     """A number of bytes in kB, MB, GB or TB (powers of 1000)."""
     power = min(4, int(math.log10(max(number, 1)) // 3))
     return f"{number / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+def _absent(store: FeatureStore, split: str, key: FeatureKey) -> tuple[int, list[int]]:
+    """How many rows of an array were asked for, and the row blocks of these that are not committed."""
+    begun = bool(store.journal.row_blocks(split, key))
+    wanted = store.wanted_rows([key], split) if begun else store.n_rows(split)
+    return wanted, store.missing([key], split, wanted)
 
 
 def _some(names: Sequence[str]) -> str:

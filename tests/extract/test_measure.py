@@ -10,6 +10,7 @@ import torch
 from diffssl.extract import ExtractSpec
 from diffssl.extract.job import prepare
 from diffssl.extract.measure import seconds_per_forward
+from diffssl.extract.plan import human_tflop
 from diffssl.extract.run import show_plan
 
 MakeSpec = Callable[..., ExtractSpec]
@@ -65,7 +66,7 @@ def test_for_many_workers(make_spec: MakeSpec) -> None:
     job = prepare(make_spec(), lambda _: None)
     lines: list[str] = []
     show_plan(job, False, lines.append, 2)
-    assert lines[-1] == "workers     5 row blocks for 2: at most 3 each"
+    assert lines[-1] == f"workers     5 row blocks for 2: at most 3 each, {human_tflop(0.6 * job.plan.gflop)}"
 
 
 def test_a_new_store_has_row_blocks_for_its_workers(make_spec: MakeSpec) -> None:

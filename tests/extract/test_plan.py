@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from diffssl.extract import ExtractSpec
 from diffssl.extract.job import prepare
-from diffssl.extract.plan import Plan, describe_plan, make_plan, still_missing
+from diffssl.extract.plan import Plan, describe_plan, human_tflop, make_plan, still_missing
 from diffssl.store import Block, FeatureKey, FeatureStore, Identity, StoreHeader
 
 MakeSpec = Callable[..., ExtractSpec]
@@ -89,6 +89,20 @@ def test_in_words() -> None:
         "to compute  66 images, 132 forward passes in batches of 16, 0.32 TFLOP",
         f"to write    2 arrays, {lines[3].split('arrays, ')[1].split(' in ')[0]} in 10 files (12.3 GB free)",
     ]
+
+
+@pytest.mark.parametrize(("free", "words"), [(None, "a bucket"), (0, "0 B free, too little"), (10**6, "1.0 MB free")])
+def test_the_space_that_is_left_in_words(free: int | None, words: str) -> None:
+    wanted = keys((1, 10, 1))
+    plan = make_plan(HEADER, {"train": 66}, wanted, None, None)
+    assert describe_plan(plan, HEADER, wanted, free)[-1].endswith(f" files ({words})")
+
+
+@pytest.mark.parametrize(
+    ("gflop", "words"), [(0, "0 TFLOP"), (320, "0.32 TFLOP"), (999_000, "999 TFLOP"), (3.680007e9, "3,680,007 TFLOP")]
+)
+def test_work_in_words(gflop: float, words: str) -> None:
+    assert human_tflop(gflop) == words
 
 
 # --- against what runs do

@@ -88,6 +88,45 @@ def test_verify_of_a_store_with_a_damaged_commit(store: FeatureStore) -> None:
     assert result.stdout.splitlines()[1] == "13 shards in 10 commits read: 1 damaged"
 
 
+def test_verify_says_what_is_not_committed(tmp_path: Path, build: Build) -> None:
+    """Of what was asked for: a pilot is complete."""
+    store = build(tmp_path / "feats.zarr", splits={"train": 10}, keys=[FeatureKey(2, 90, 2)], row_blocks=[0])
+    result = invoke("verify", store.path)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "1 shards in 1 commits read: no damaged\n"
+        "not committed, so not read: 2 row blocks of arrays, such as train: row block 1, block 2, timestep 90, pool 2 "
+        "(status lists them)\n",
+    )
+    pilot = build(tmp_path / "pilot.zarr", splits={"train": 10}, limit=4)
+    assert invoke("verify", pilot.path).stdout == "3 shards in 2 commits read: no damaged\n"
+
+
+@pytest.mark.parametrize("left", [None, 0, 1, -1], ids=["removed", "emptied", "cut to a byte", "cut by a byte"])
+def test_every_file_that_is_removed_or_cut_is_named(store: FeatureStore, left: int | None) -> None:
+    """Files of rows by their column; a commit that is gone by what is not committed any more."""
+    root = Path(store.path)
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    assert len(files) == 55  # 15 of them shards, 10 commits
+    for file in files:
+        name, content = file.relative_to(root).as_posix(), file.read_bytes()
+        file.unlink()
+        if left is not None:
+            file.write_bytes(content[:left])
+        result = invoke("verify", store.path)
+        if name == "zarr.json":
+            assert isinstance(result.exception, StoreError)  # main turns it into one line
+            assert store.path in str(result.exception)
+        elif left is None and name.startswith("journal/") and name != "journal/zarr.json":
+            split, unit = name.removeprefix("journal/").split("/")
+            assert f"such as {split}: row block {int(unit[:6])}, " in result.stdout
+        else:
+            assert result.exit_code == 1
+            assert name.partition("/c/")[0].removesuffix("/zarr.json") in result.stdout
+        file.write_bytes(content)
+    assert invoke("verify", store.path).stdout == "15 shards in 10 commits read: no damaged\n"
+
+
 class TestRepair:
     def test_nothing(self, small: FeatureStore) -> None:
         result = invoke("repair", small.path)

@@ -454,6 +454,27 @@ def test_any_damages_at_once(
     assert done
 
 
+@settings(max_examples=20)
+@given(st.data())
+def test_any_files_removed_or_cut(
+    small: FeatureStore, tmp_path_factory: pytest.TempPathFactory, extract: Extract, data: st.DataObject
+) -> None:
+    """But for the root: without it nothing is known."""
+    path = tmp_path_factory.mktemp("any") / "feats.zarr"
+    shutil.copytree(small.path, path)
+    names = sorted(tree(path).keys() - {"zarr.json"})
+    for name in data.draw(st.sets(st.sampled_from(names), min_size=1, max_size=4)):
+        content = (path / name).read_bytes()
+        left = data.draw(st.none() | st.integers(0, len(content) - 1))
+        (path / name).unlink()
+        if left is not None:
+            (path / name).write_bytes(content[:left])
+    run(path)
+    extract(path)
+    assert list(verify(FeatureStore.open(path))) == []
+    assert apart_from_commits(tree(path)) == apart_from_commits(tree(small.path))
+
+
 def test_missing_documents(store: FeatureStore, keys: list[FeatureKey]) -> None:
     assert missing_documents(store, "train", keys) == []
     for name in ("b2", "b2/p2/t90"):

@@ -64,7 +64,7 @@ def specifications(
 
 
 def fit_seed(specification: Mapping[str, Any]) -> int:
-    """Seed of a fit's generators: of what decides the fitted head, not of what it is scored on, nor of what was fitted before."""
+    """Seed of a fit's generators: of what decides the fitted head, not of its test rows, nor of what was fitted before."""
     decisive = {name: value for name, value in specification.items() if name not in _SCORED}
     return int(digest(canonical_json(decisive).decode(), 4), 16)
 

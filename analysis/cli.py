@@ -15,7 +15,7 @@ from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .choose import choose_results, read_results
 from .compare import compare, describe, write_csv
 from .plots import SUFFIXES, draw_maps
-from .table import accuracy_maps
+from .table import accuracy_maps, of_most_rows
 
 
 @click.group()
@@ -39,7 +39,10 @@ def map_command(results: Path, head: str | None, pools: str | None, value: str, 
     if out.suffix not in SUFFIXES:
         raise click.UsageError(f"--out {out}: pictures are {', '.join(SUFFIXES)}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    maps = accuracy_maps(Results(results).read(), head.split(",") if head else None, sizes)
+    found, notes = of_most_rows(Results(results).read())
+    for note in notes:
+        click.echo(note)
+    maps = accuracy_maps(found, head.split(",") if head else None, sizes)
     draw_maps(maps, value, out)
     click.echo(f"{len(maps)} map{'s' if len(maps) > 1 else ''} in {out}")
 

@@ -77,6 +77,15 @@ def accuracy_maps(
     ]
 
 
+def of_most_rows(results: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The results trained on most rows, and a note about the others: a pilot (``--limit``) lies in the same folder."""
+    most = max((r["n_train"] for r in results), default=0)
+    kept = [r for r in results if r["n_train"] == most]
+    left = len(results) - len(kept)
+    note = f"{left} fits on fewer training rows than {most} are left out (pilots, or subsets of the training rows)"
+    return kept, [note] if left else []
+
+
 def _pools(results: Sequence[Mapping[str, Any]]) -> list[int | str]:
     return sorted({r["pool"] for r in results}, key=lambda pool: (isinstance(pool, str), pool))
 

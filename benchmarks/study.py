@@ -99,7 +99,7 @@ def train_head(
     optimiser = torch.optim.SGD(head.parameters(), lr=study.rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, TEST_EVERY, 0.1)
     for epoch in range(1, study.epochs + 1):
-        for rows in torch.randperm(len(labels["train"]), generator=generator).split(BATCH):
+        for rows in torch.split(torch.randperm(len(labels["train"]), generator=generator), BATCH):
             loss = F.cross_entropy(head(features("train", rows.numpy())), labels["train"][rows])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -107,7 +107,9 @@ def train_head(
         schedule.step()
         if epoch % TEST_EVERY == 0 or epoch == study.epochs:
             with torch.no_grad():
-                batches = [head(features("test", rows.numpy())) for rows in torch.arange(len(labels["test"])).split(BATCH)]
+                batches = [
+                    head(features("test", rows.numpy())) for rows in torch.split(torch.arange(len(labels["test"])), BATCH)
+                ]
     return np.asarray(torch.cat(batches).numpy())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -104,6 +105,10 @@ class OwnModel:
         function = getattr(_import(self._path), self._function, None)
         if function is None:
             raise ExtractError(f"{self._path} has no function {self._function}")
+        try:
+            inspect.signature(function).bind(None, None)
+        except (TypeError, ValueError) as error:
+            raise ExtractError(f"{self.name} is called as {self._function}(device, dtype): {error}") from error
         backbone: Backbone = function(pick_device(self._device), torch_dtype(self._dtype))
         self._check(backbone)
         return backbone

@@ -102,6 +102,9 @@ def load_data(sources: Sequence[str], labels: Path | None = None, only: Sequence
         if twice:
             raise DataError(f"the split {min(twice)!r} is given twice, by {' and '.join(sources)}")
         listings |= found
+    if ALL in listings and len(listings) > 1:
+        named = ", ".join(sorted(listings.keys() - {ALL}))
+        raise DataError(f"one of {', '.join(sources)} has no splits, beside {named} of the others; name it, as --data test=…")
     return _assemble(restrict(listings, only), notes)
 
 

@@ -35,7 +35,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises nearly anything on bytes that are no pickle, such as KeyError
         if type(error).__name__ == "UnpicklingError":
             raise CheckpointMismatch(
-                f"{path}: holds more than weights ({str(error).splitlines()[0]}); save its state_dict alone"
+                f"{path}: holds more than weights, such as code, which is never run; save its state_dict alone"
             ) from error
         raise CheckpointMismatch(f"{path}: cannot be read as weights ({error!r})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

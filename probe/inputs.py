@@ -73,7 +73,8 @@ def make_inputs(store: FeatureStore, spec: ProbeSpec, head: str, keys: Sequence[
 
 def select_keys(store: FeatureStore, spec: ProbeSpec) -> list[FeatureKey]:
     """Settings of the store that a spec selects. Raises ``NothingToProbe``, naming what the store has."""
-    have = common_keys(store, used_splits(store))
+    # Other crops are for training on: they are mixed in, and never scored.
+    have = [key for key in common_keys(store, used_splits(store)) if key.crop == 0]
     blocks = {block.number: block for block in store.header.blocks}
 
     def is_selected(key: FeatureKey) -> bool:

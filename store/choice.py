@@ -20,12 +20,16 @@ class Choice:
         blocks: number -> pools of its own, empty for ``pools``.
         timesteps: 0-based diffusion timesteps.
         pools: sizes as they are stored (``p2`` is 2), and ``full`` for the whole map.
+        draws: numbers of noise draws.
+        crops: numbers of crops.
     """
 
     splits: Sequence[str] | None = None
     blocks: Mapping[int, Collection[int | str]] | None = None
     timesteps: Collection[int] | None = None
     pools: Collection[int | str] | None = None
+    draws: Collection[int] | None = None
+    crops: Collection[int] | None = None
 
     @property
     def wants_all(self) -> bool:
@@ -76,6 +80,8 @@ def _is_meant(choice: Choice, key: FeatureKey, size: int | None) -> bool:
         (choice.blocks is None or key.block in choice.blocks)
         and (choice.timesteps is None or key.timestep in choice.timesteps)
         and (pools is None or key.pool in pools or (FULL in pools and key.pool == size))
+        and (choice.draws is None or key.draw in choice.draws)
+        and (choice.crops is None or key.crop in choice.crops)
     )
 
 
@@ -84,6 +90,8 @@ def _absent(choice: Choice, chosen: Sequence[FeatureKey], sizes: Mapping[int, in
     blocks, timesteps = {key.block for key in chosen}, {key.timestep for key in chosen}
     pools = {key.pool for key in chosen} | {FULL for key in chosen if key.pool == sizes.get(key.block)}
     absent = [f"block {block}" for block in choice.blocks or () if block not in blocks]
+    absent += [f"draw {draw}" for draw in choice.draws or () if draw not in {key.draw for key in chosen}]
+    absent += [f"crop {crop}" for crop in choice.crops or () if crop not in {key.crop for key in chosen}]
     absent += [f"timestep {timestep}" for timestep in choice.timesteps or () if timestep not in timesteps]
     absent += [f"pool {pool}" for pool in choice.pools or () if pool not in pools]
     for block, own in (choice.blocks or {}).items():

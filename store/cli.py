@@ -45,6 +45,8 @@ class ListType(click.ParamType[Any]):
 def _selection(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that a :class:`Choice` is made of."""
     options = {
+        "--crops": (parse_numbers, "Only these crops, such as 1-3; 0 is the canonical one."),
+        "--draws": (parse_numbers, "Only these noise draws, such as 1-3; 0 is the first."),
         "--pools": (parse_pools, "Only these, as they are stored, or full."),
         "--timesteps": (parse_numbers, "Only these, such as 10,90 or 10-500:20."),
         "--blocks": (parse_blocks, "Only these, such as 18,24 or 1-37 or 19@8,24@full."),

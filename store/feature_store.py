@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import dask.array
 
 _READERS = 4
+DEFAULT_STORE = "feats.zarr"  # of all commands
 
 
 @dataclass(frozen=True)
@@ -377,10 +379,22 @@ class FeatureStore:
         size = self.header.row_block
         count = sum(min((block + 1) * size, rows.stop) - max(block * size, rows.start) for block in absent)
         first = absent[0] * size
-        command = self.journal.command(split, key) or "diffssl-extract, with the options that made it"
+        command = self._completing(self.journal.command(split, key), rows.stop > self.wanted_rows([key], split))
         text = f"{count} of {len(rows)} rows of {split}, {key}, are not committed yet. Complete them with:\n  {command}"
         alone = f"\nor ask for the committed rows alone: the first {first} (--limit {first}, rows=slice({first}))"
         return text + (alone if first else "")
+
+    def _completing(self, command: str | None, beyond: bool) -> str:
+        """The command that completes this store, as typed, with where the store is now; ``beyond``: without its limit."""
+        if command is None:
+            return "diffssl-extract, with the options that made it"
+        words = shlex.split(command)
+        for option in ("--store", *(["--limit"] if beyond else [])):
+            words = [word for word in words if not word.startswith(f"{option}=")]
+            if option in words[:-1]:
+                place = words.index(option)
+                del words[place : place + 2]
+        return shlex.join([*words, *(["--store", self.path] if self.path != DEFAULT_STORE else [])])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffssl.analysis import AccuracyMap, NoResults, accuracy_maps
+from diffssl.analysis.table import of_most_rows
 from diffssl.probe import ProbeSpec
 from diffssl.probe.study import probe
 from diffssl.store import FeatureKey, FeatureStore
@@ -128,3 +129,12 @@ def test_a_head_without_results_is_named_beside_those_that_have_some(line: Line,
 def test_a_pool_without_results_is_named(line: Line) -> None:
     with pytest.raises(NoResults, match="pool 1"):
         accuracy_maps([line(1, 10, 0.5, 0.5, pool=2)], pools=[1])
+
+
+def test_fits_on_fewer_rows_are_left_out_and_counted() -> None:
+    results = [{"n_train": 244}, {"n_train": 261}, {"n_train": 261}]
+    kept, notes = of_most_rows(results)
+    assert kept == results[1:]
+    assert notes == ["1 fits on fewer training rows than 261 are left out (pilots, or subsets of the training rows)"]
+    assert of_most_rows(kept) == (kept, [])
+    assert of_most_rows([]) == ([], [])

@@ -622,3 +622,15 @@ def test_cifar10() -> None:
         for row in (0, 1, len(split.ids) - 1):
             assert split.ids[row].split("/")[0] == names[split.labels[row]]
             assert decode(split.read(row), 32).std() > 5
+
+
+def test_a_source_without_splits_beside_named_ones_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(folder_of(tmp_path / name) / "0.png")
+    with pytest.raises(DataError, match=r"one of train=.*a, .*b has no splits, beside train of the others; name it"):
+        load_data([f"train={tmp_path / 'a'}", str(tmp_path / "b")])
+
+
+def folder_of(path: Path) -> Path:
+    (path / "cat").mkdir(parents=True)
+    return path / "cat"

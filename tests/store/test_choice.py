@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,3 +52,12 @@ def test_what_is_not_there_is_named_with_what_is(small: FeatureStore, choice: di
 
 def test_nothing_of_a_name(small: FeatureStore) -> None:
     assert matching(small, Choice(blocks={3: set()}), THERE) == {"test": [], "train": []}
+
+
+def test_draws_and_crops_are_chosen_by_number(small: FeatureStore) -> None:
+    further = replace(B, draw=1), replace(B, crop=2)
+    there = {"train": [B, *further]}
+    assert matching(small, Choice(draws=[1]), there) == {"train": [further[0]]}
+    assert choose(small, Choice(crops=[0], draws=[0]), there) == {"train": [B]}
+    with pytest.raises(UnknownFeatures, match="there is no draw 3 "):
+        choose(small, Choice(draws=[3]), there)

@@ -310,12 +310,27 @@ class TestIncomplete:
     def test_reading_says_how_many_and_what_completes_them(self, partial: FeatureStore, rows: slice, count: str) -> None:
         text = (
             f"^{partial.path}: {count} of train, block 2, timestep 90, pool 2, are not committed yet. Complete them with:\n"
-            "  diffssl-extract --blocks 1,2 --timesteps 10,90\n.*rows=slice\\(4\\)"
+            f"  diffssl-extract --blocks 1,2 --timesteps 10,90 --store {partial.path}\n.*rows=slice\\(4\\)"
         )
         with pytest.raises(IncompleteFeatures, match=text):
             partial.read(KEY, "train", rows)
         with pytest.raises(IncompleteFeatures, match=text):
             next(partial.stream([KEY], "train", rows))
+
+    @pytest.mark.parametrize(
+        ("typed", "beyond", "named"),
+        [
+            ("diffssl-extract --blocks 1 --limit 4", False, "diffssl-extract --blocks 1 --limit 4 --store PATH"),
+            ("diffssl-extract --limit 4 --blocks 1", True, "diffssl-extract --blocks 1 --store PATH"),
+            ("diffssl-extract --limit=4 --store=a.zarr --blocks 1", True, "diffssl-extract --blocks 1 --store PATH"),
+            ("diffssl-extract --store elsewhere.zarr --blocks 1", False, "diffssl-extract --blocks 1 --store PATH"),
+            (None, True, "diffssl-extract, with the options that made it"),
+        ],
+    )
+    def test_the_command_completes_this_store_with_these_rows(
+        self, partial: FeatureStore, typed: str | None, beyond: bool, named: str
+    ) -> None:
+        assert partial._completing(typed, beyond) == named.replace("PATH", partial.path)
 
     def test_every_reader_refuses(self, partial: FeatureStore) -> None:
         for call in (partial.read, partial.xy, partial.lazy):

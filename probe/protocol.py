@@ -69,7 +69,12 @@ def used_splits(store: FeatureStore) -> list[str]:
 
 def scored_split(store: FeatureStore) -> str:
     """The split that is scored. Raises ``NothingToProbe``."""
-    return next((split for split in ("test", "val", "all") if split in store.splits), used_splits(store)[-1])
+    for split in ("test", "val", "all"):
+        if split in store.splits:
+            return split
+    raise NothingToProbe(
+        f"{store.path}: scoring needs a split test, val or all; the store has {', '.join(store.splits) or 'none'}"
+    )
 
 
 def make_protocol(
@@ -102,14 +107,7 @@ def make_protocol(
     notes: list[str] = []
     usable = {split: _usable(store, keys[split], targets, split, limit, notes) for split in splits}
     train_split, tested = splits[0], splits[-1]
-    train, test = usable[train_split], usable[tested]
-    if train_split == tested:
-        train, test = _divide(store, train_split, train, TEST, _TEST_SALT)
-        notes.append(f"test: a fifth of {train_split}, by a salted hash of the id ({len(test)} rows)")
-    elif tested == "val":
-        notes.append(f"test: the split val, since there is no test ({len(test)} rows)")
-    else:
-        notes.append(f"test: the split test ({len(test)} rows)")
+    train, test = _tested_apart(store, train_split, tested, usable, notes)
     if subset is not None:
         train, note = choose_rows(subset, store.ids(train_split), targets.values[train_split], train)
         notes.append(f"{train_split}: {note}")
@@ -129,12 +127,8 @@ def make_protocol(
         "refit": everything if refit else {train_split: fit},
         "test": {tested: test},
     }
-    protocol = Protocol(
-        **roles,
-        moments={train_split: train},
-        digest=_digest(targets, roles),
-        notes=[*notes, f"train: {len(fit)} rows, {size(roles['refit'])} for the final fit"],
-    )
+    notes.append(f"train: {len(fit)} rows, {size(roles['refit'])} for the final fit")
+    protocol = Protocol(**roles, moments={train_split: train}, digest=_digest(targets, roles), notes=notes)
     _check(store, targets, protocol)
     return protocol
 
@@ -187,6 +181,21 @@ def _usable(
     return np.flatnonzero(keep)
 
 
+def _tested_apart(
+    store: FeatureStore, train_split: str, tested: str, usable: Mapping[str, NDArray[np.int64]], notes: list[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to train and select on, and rows to test on; what was tested on is noted."""
+    train, test = usable[train_split], usable[tested]
+    if train_split == tested:
+        train, test = _divide(store, train_split, train, TEST, _TEST_SALT)
+        notes.append(f"test: a fifth of {train_split}, by a salted hash of the id ({len(test)} rows)")
+    elif tested == "val":
+        notes.append(f"test: the split val, since there is no test ({len(test)} rows)")
+    else:
+        notes.append(f"test: the split test ({len(test)} rows)")
+    return train, test
+
+
 def _divide(
     store: FeatureStore, split: str, rows: NDArray[np.int64], fraction: float, salt: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -225,7 +234,7 @@ def _check(store: FeatureStore, targets: Targets, protocol: Protocol) -> None:
         if name == "select" and not size(role) and size(protocol.fit):
             raise TooFewRows(
                 f"{store.path}: no row is left to choose hyper-parameters on, with {size(protocol.fit)} to train on; "
-                "take two rows a class at least, or a store with a val split"
+                "is --limit large enough? Take two rows a class at least, or a store with a val split"
             )
         if not size(role):
             raise TooFewRows(f"{store.path}: no labelled rows to {name} on; is the data labelled, and --limit large enough?")

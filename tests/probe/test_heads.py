@@ -245,10 +245,10 @@ def test_a_head_is_built_by_its_name_from_its_seed_alone(
     head, same, other = (build_head(name, shapes, timesteps, 4, 2, SMALL, seed, own) for seed in (0, 0, 1))
     assert torch.equal(state, torch.random.get_rng_state())
     assert isinstance(head.members[1] if isinstance(head, Copies) else head, kind)
-    assert head(random(3, sum(map(math.prod, shapes)))).shape == (2, 3, 4)
     weights, again = head.state(0), same.state(1)
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
     assert not all(torch.equal(value, other.state(0)[name]) for name, value in weights.items())
+    assert head(random(3, sum(map(math.prod, shapes)))).shape == (2, 3, 4)
 
 
 def test_widths_and_normalisation_are_those_of_the_options() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..store import Block, FeatureKey, FeatureStore, common_keys
@@ -24,7 +24,7 @@ class FitInput:
     """
 
     keys: tuple[FeatureKey, ...]
-    copies: Mapping[str, tuple[Copy, ...]] | None = None
+    copies: Mapping[str, tuple[Copy, ...]] | None = field(default=None, hash=False)
 
     @property
     def timesteps(self) -> int:

@@ -504,19 +504,19 @@ def test_the_next_buffer_is_read_meanwhile_and_no_more(
 ) -> None:
     monkeypatch.setattr(diffssl.probe.data, "_BUFFER_BYTES", 1)
     data, rows = data_of(store, memory=0), {"train": np.arange(N)}
-    for stream in (
+    streams: tuple[Any, ...] = (
         data.buffers(rows, Moments.none(4), np.random.default_rng(0), CPU),
         data.in_order(rows, Moments.none(4)),
-    ):
+    )
+    for stream in streams:
         reads.clear()
-        assert isinstance(stream, Iterator)
         next(stream)
         deadline = time.monotonic() + 10
         while len(reads) < 2 and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.05)
         assert len(reads) == 2
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         assert readers() == []
 
 

@@ -153,7 +153,7 @@ def test_every_module_follows_torch_with_its_own_rate_and_clip(kind: str, moment
         for step in range(STEPS):
             features, labels = batch(step, 4.0)
             theirs.zero_grad()
-            nn.functional.cross_entropy(alone(features)[0], labels).backward()
+            nn.functional.cross_entropy(alone(features)[0], labels).backward()  # type: ignore[no-untyped-call]
             if clip is not None:
                 clipped += bool(nn.utils.clip_grad_norm_(alone.parameters(), clip) > clip)
             theirs.step()
@@ -171,7 +171,7 @@ def test_a_large_gradient_of_one_copy_does_not_hold_back_the_others() -> None:
         optimiser = CopiesOptimiser(head, "sgd", [0.1, 0.1], [0.0, 0.0], 0.0, 1.0)
         features, labels = batch(0)
         one, other = (nn.functional.cross_entropy(logits, labels) for logits in head(features))
-        (0.1 * one + scale * other).backward()
+        (0.1 * one + scale * other).backward()  # type: ignore[no-untyped-call]
         optimiser.step(1.0)
         moved.append(torch.cat([(value - before[name]).flatten() for name, value in head.state(0).items()]))
     assert torch.equal(*moved)

@@ -36,7 +36,7 @@ HEADS = ("linear", "mlp", "logreg")
 
 def spec(store: FeatureStore, heads: str = "linear", **options: Any) -> ProbeSpec:
     names = heads.split(",")
-    small: dict[str, Any] = {"device": "cpu"}
+    small: dict[str, Any] = {"device": "cpu", "threads": 1}
     small |= {"steps": 20, "batch_size": 64} if set(names) - {"logreg"} else {}
     small |= {"hidden": (16,)} if "mlp" in names else {}
     return ProbeSpec(Path(store.path), names, **{**small, **options})
@@ -248,7 +248,7 @@ def gaussian(make_store: MakeStore) -> FeatureStore:
 def test_the_linear_head_is_as_accurate_as_logistic_regression(request: pytest.FixtureRequest, data: str) -> None:
     """With the options that the command line has by default."""
     store: FeatureStore = request.getfixturevalue(data)
-    results = probe(ProbeSpec(Path(store.path), ["linear", "logreg"]), lambda _: None)
+    results = probe(ProbeSpec(Path(store.path), ["linear", "logreg"], threads=1), lambda _: None)
     by_head = {result["head"]: result for result in results}
     logreg = by_head["logreg"]
     assert logreg["test_top1_low"] <= by_head["linear"]["test_top1"] <= logreg["test_top1_high"]
@@ -416,7 +416,7 @@ def test_a_killed_run_goes_on_without_a_backbone_and_ends_as_one_that_was_not_ki
     make_store: MakeStore, tmp_path: Path
 ) -> None:
     store = make_store({"train": 150, "test": 100}, [FeatureKey(1, timestep, 1) for timestep in range(4)])
-    arguments = [sys.executable, "-c", NO_BACKBONE, "--store", store.path, "--device", "cpu"]
+    arguments = [sys.executable, "-c", NO_BACKBONE, "--store", store.path, "--device", "cpu", "--threads", "1"]
     arguments += ["--head", "linear,mlp,logreg", "--steps", "100", "--hidden", "16"]
     folder = tmp_path / "feats.results"
     killed = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -154,7 +154,7 @@ def test_what_a_line_is_about_is_said(more: dict[str, Any], flag: str) -> None:
 
 @pytest.mark.parametrize("name", ["store", "shots", "fraction"])
 def test_lines_are_apart_by_store_and_by_subset(name: str) -> None:
-    values = {"store": ["a.zarr", "b.zarr"], "shots": [2, 5], "fraction": [0.1, 0.5]}[name]
+    values: list[Any] = {"store": ["a.zarr", "b.zarr"], "shots": [2, 5], "fraction": [0.1, 0.5]}[name]
     assert len(ranking([result(1, 0.5, 0.5, **{name: value}) for value in values])) == 4
 
 

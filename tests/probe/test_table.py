@@ -154,8 +154,8 @@ def test_what_a_line_is_about_is_said(more: dict[str, Any], flag: str) -> None:
 
 @pytest.mark.parametrize("name", ["store", "shots", "fraction"])
 def test_lines_are_apart_by_store_and_by_subset(name: str) -> None:
-    values: list[Any] = {"store": ["a.zarr", "b.zarr"], "shots": [2, 5], "fraction": [0.1, 0.5]}[name]
-    assert len(ranking([result(1, 0.5, 0.5, **{name: value}) for value in values])) == 4
+    two: dict[str, list[Any]] = {"store": ["a.zarr", "b.zarr"], "shots": [2, 5], "fraction": [0.1, 0.5]}
+    assert len(ranking([result(1, 0.5, 0.5, **{name: value}) for value in two[name]])) == 4
 
 
 def test_subsets_are_one_line_with_their_spread() -> None:

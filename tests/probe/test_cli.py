@@ -38,18 +38,21 @@ def invoke(*arguments: str) -> Result:
 
 def test_defaults_are_those_of_the_spec(specs: list[ProbeSpec]) -> None:
     assert invoke("--head", "mlp").exit_code == 0
-    assert specs == [ProbeSpec("feats.zarr", ["mlp"], hidden=[256])]
+    assert specs == [ProbeSpec("feats.zarr", ["mlp"])]
     assert specs[0].results == Path("feats.results")
 
 
 def test_every_option_arrives(specs: list[ProbeSpec]) -> None:
-    arguments = "--store a/b.zarr --head linear,logreg,linear --blocks 18,24@2,24@full --timesteps 10-90:40 --pools 1,full"
+    arguments = "--store a/b.zarr --head linear,mlp,linear --blocks 18,24@2,24@full --timesteps 10-90:40 --pools 1,full"
     arguments += " --seeds 3 --limit 500 --no-refit --out there --steps 20 --hidden 64,32 --device cpu"
+    arguments += " --concat --mix-copies --protocol paper-code --shots 2,5 --fraction 0.1,0.5 --repeats 3 --train-ids ids.txt"
+    arguments += " --labels labels.csv --task classify --test-store c.zarr --save-head heads --save-probabilities"
+    arguments += " --learning-rates 0.1,1 --weight-decays 0,0.5 --batch-size 16 --threads 2 --part 1/4"
     assert invoke(*arguments.split()).exit_code == 0
     assert specs == [
         ProbeSpec(
             store="a/b.zarr",
-            heads=["linear", "logreg"],
+            heads=["linear", "mlp"],
             blocks={18: set(), 24: {2, "full"}},
             timesteps=[10, 50, 90],
             pools=[1, "full"],
@@ -60,6 +63,22 @@ def test_every_option_arrives(specs: list[ProbeSpec]) -> None:
             steps=20,
             hidden=[64, 32],
             device="cpu",
+            concat=True,
+            mix_copies=True,
+            protocol="paper-code",
+            shots=[2, 5],
+            fraction=[0.1, 0.5],
+            repeats=3,
+            train_ids=Path("ids.txt"),
+            labels=Path("labels.csv"),
+            test_store="c.zarr",
+            save_heads=Path("heads"),
+            save_probabilities=True,
+            learning_rates=[0.1, 1.0],
+            weight_decays=[0.0, 0.5],
+            batch_size=16,
+            threads=2,
+            part=(1, 4),
         )
     ]
 
@@ -67,8 +86,17 @@ def test_every_option_arrives(specs: list[ProbeSpec]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing option '--head'"),
-        (["--head", "forest"], "unknown heads ['forest']; known are linear, mlp, logreg"),
+        ([], "give either --head, to fit, or --load-head, to score heads that were kept"),
+        (["--head", "linear", "--load-head", "heads"], "give either --head, to fit, or --load-head"),
+        (["--head", "linear", "--part", "4/4"], "a part is I/N with 0 <= I < N, got 4/4"),
+        (["--head", "linear", "--part", "four"], "four"),
+        (["--head", "linear", "--protocol", "mine"], "unknown protocol 'mine'"),
+        (["--head", "linear", "--hidden", "64"], "--hidden means nothing to linear"),
+        (["--head", "linear", "--shots", "0"], "--shots are numbers of rows a class, at least 1"),
+        (
+            ["--head", "forest"],
+            "unknown heads ['forest']; known are linear, mlp, cnn, attention, attnpool, difformer, logreg, ridge, knn",
+        ),
         (["--head", "linear", "--blocks", "two"], "'two' in 'two' is not a number or a range"),
         (["--head", "linear", "--blocks", "0"], "blocks are numbered from 1"),
         (["--head", "linear", "--timesteps", "90-10"], "'90-10' in '90-10' is an empty range"),

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from diffssl.probe import C_GRID, ProbeSpec, Protocol, make_protocol
 from diffssl.probe.logreg import accuracy_path, fit_regression
+from diffssl.probe.protocol import used_splits
 from diffssl.probe.study import probe
+from diffssl.probe.targets import store_targets
 from diffssl.store import FeatureKey, FeatureStore
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -20,6 +22,11 @@ from sklearn.preprocessing import StandardScaler
 MakeStore = Callable[..., FeatureStore]
 
 KEY = FeatureKey(1, 10, 1)
+
+
+def assign(store: FeatureStore, key: FeatureKey, refit: bool = True) -> Protocol:
+    splits = used_splits(store)
+    return make_protocol(store, {split: [key] for split in splits}, store_targets(store, splits), None, refit)
 
 
 def run(store: FeatureStore, **options: Any) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def script(store: FeatureStore, key: FeatureKey, protocol: Protocol, c: float) -
 
 def test_digits_are_as_accurate_as_by_a_plain_script(digits: FeatureStore) -> None:
     result = run(digits)
-    assert result["test_top1"] == script(digits, KEY, make_protocol(digits, [KEY], None), result["C"])
+    assert result["test_top1"] == script(digits, KEY, assign(digits, KEY), result["C"])
     assert 0.85 < result["test_top1"] < 1
 
 
@@ -65,13 +72,13 @@ def test_gaussian_classes_are_as_accurate_as_by_a_plain_script(
     key = FeatureKey(1, 10, 2)
     store = make_store(splits, [key], classes=5, channels=24, features=features, dtype=dtype)
     result = run(store, refit=refit)
-    assert result["test_top1"] == script(store, key, make_protocol(store, [key], None, refit), result["C"])
+    assert result["test_top1"] == script(store, key, assign(store, key, refit), result["C"])
     assert 0.3 < result["test_top1"] < 0.95
 
 
 def test_the_path_finds_what_cold_fits_find(digits: FeatureStore) -> None:
     """A warm start stops elsewhere within the solver's tolerance, which may move single rows."""
-    protocol = make_protocol(digits, [KEY], None)
+    protocol = assign(digits, KEY)
     x, y = digits.xy(KEY, "train")
     x = StandardScaler().fit_transform(x.astype(np.float64))
     fit, select = protocol.fit["train"], protocol.select["train"]
@@ -137,3 +144,22 @@ def test_a_solver_that_stopped_early_is_told(monkeypatch: pytest.MonkeyPatch, en
         monkeypatch.setattr(diffssl.probe.logreg, "PATH_ITERATIONS", 2)
     assert fit_regression(x, y, 1.0).converged is enough
     assert accuracy_path(x, y, x, y, [1e-2, 1.0])[1] == [enough, enough]
+
+
+@pytest.mark.parametrize("classes", [[0, 1], [1, 3], [0, 2, 5]], ids=["two", "two of more", "three"])
+def test_weights_give_the_scores(classes: list[int]) -> None:
+    x, y = gaussian(classes)
+    fitted = fit_regression(x, y, 1.0)
+    weights = fitted.weights(7)
+    np.testing.assert_allclose(x @ weights["weight"] + weights["bias"], fitted.scores(x, 7), rtol=1e-12, atol=1e-12)
+
+
+def test_copies_of_the_rows_weigh_no_more_than_the_rows() -> None:
+    x, y = gaussian([0, 1, 2], separation=0.5)
+    alone = fit_regression(x, y, 0.1)
+    three = fit_regression(np.tile(x, (3, 1)), np.tile(y, 3), 0.1, 3)
+    np.testing.assert_allclose(three.model.coef_, alone.model.coef_, atol=1e-3)
+    heavier = fit_regression(np.tile(x, (3, 1)), np.tile(y, 3), 0.1)
+    assert np.abs(heavier.model.coef_ - alone.model.coef_).max() > 1e-2
+    paths = [accuracy_path(np.tile(x, (n, 1)), np.tile(y, n), x, y, [1e-3, 0.1], n)[0] for n in (1, 3)]
+    assert paths[0] == pytest.approx(paths[1], abs=1 / 120)

@@ -144,7 +144,7 @@ def against_others(folder: Path, megabytes: int, repeats: int) -> None:
         row_block = layout_module.default_row_block(rows)
         key, chunk = FeatureKey(1, 10, pool), ArrayLayout(rows, values.shape[1:], values.dtype, row_block).chunk_rows
         arms = [
-            Arm("diffssl (synced)", lambda path, x, size=row_block: write_store(path, x, size), read_diffssl),
+            Arm("diffssl (synced)", partial(write_store, row_block=row_block), read_diffssl),
             Arm("h5py, fletcher32", partial(write_h5, chunk), read_h5),
             Arm(".npy", partial(write_npy, False), np.load),
             Arm(".npy, synced", partial(write_npy, True), np.load),

@@ -182,7 +182,7 @@ def speed(times: Mapping[str, list[float]], arm: Arm, first: Arm, values: NDArra
         return f"{'':>8}{'':>8}"
     share = len(values[: arm.rows]) / len(values)
     ratio = median(a / b for a, b in zip(times[arm.name], times[first.name], strict=True)) / share
-    return f"{share * values.nbytes / 1e6 / median(times[arm.name]):>8.3g}{ratio:>8.3g}"
+    return f"{share * values.nbytes / 1e6 / median(times[arm.name]):>8.4g}{ratio:>8.3g}"
 
 
 def sizes(folder: Path, megabytes: int, repeats: int) -> None:

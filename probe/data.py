@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ class ProbeData:
         self._memory = memory
         self._room = memory
         self._kept: dict[tuple[str, int, Copy | None], NDArray[Any]] = {}
+        self._keeping = Lock()  # a thread reads ahead
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
@@ -101,6 +103,10 @@ class ProbeData:
     def copies(self, split: str) -> Sequence[Copy | None]:
         """The copies of a split's rows; [None] for those of the keys alone."""
         return [None] if self.copies_by_split is None else self.copies_by_split[split]
+
+    def scored_copies(self, split: str) -> Sequence[Copy | None]:
+        """The copies that are scored: the noise draws of the canonical crop; [None] for those of the keys alone."""
+        return [copy for copy in self.copies(split) if copy is None or copy[1] == 0]
 
     def pieces(self, rows: RowSet) -> list[Piece]:
         """Rows grouped by row block, in order."""
@@ -121,9 +127,10 @@ class ProbeData:
         if values is None:
             whole = slice(start, start + self._store.header.row_block)  # whichever rows of it are asked for next
             values = self._read(split, whole, copy)
-            if values.nbytes <= self._room:
-                self._room -= values.nbytes
-                self._kept[split, block, copy] = values
+            with self._keeping:
+                if values.nbytes <= self._room and (split, block, copy) not in self._kept:
+                    self._room -= values.nbytes
+                    self._kept[split, block, copy] = values
         return values[rows - start]
 
     def moments(self, rows: RowSet) -> Moments:

@@ -76,7 +76,7 @@ def fit_knn(material: Material, options: Mapping[str, Any], device: torch.device
     k, temperature = grid[best]
     train = _stream(material, protocol.refit if material.refit else protocol.fit)
     split = next(iter(protocol.test))
-    tests = [partial(material.test.in_order, protocol.test, material.moments, copy) for copy in material.test.copies(split)]
+    tests = [partial(material.test.in_order, protocol.test, material.moments, copy) for copy in material.test.scored_copies(split)]
     scores = [knn_scores(train, test, classes, [k], [temperature])[0] for test in tests]
     chosen: dict[str, Any] = {"k": k, "temperature": temperature, "k_grid": numbers}
     return Fit(chosen | choice(accuracies, best, "top1", at_edge(k, numbers)), scores, material.test_labels(), False)
@@ -136,7 +136,7 @@ def _linear_scores(fit: LinearFit, parts: list[NDArray[np.float32]]) -> NDArray[
 def _tested(material: Material, scores_of: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> list[NDArray[np.floating]]:
     """Scores of the test rows, of each of their noise draws."""
     rows = material.protocol.test
-    copies = material.test.copies(next(iter(rows)))
+    copies = material.test.scored_copies(next(iter(rows)))
     streams = [material.test.in_order(rows, material.moments, copy) for copy in copies]
     return [np.concatenate([scores_of(values) for values, _ in stream]) for stream in streams]
 

@@ -252,6 +252,8 @@ def _optimiser(head: StackedMLP | Copies, trials: Sequence[Trial], recipe: Recip
     if isinstance(head, Copies):
         return CopiesOptimiser(head, recipe.optimiser, rates, decays, recipe.momentum, recipe.clip)
     device = next(head.parameters()).device
+    if recipe.clip is not None:
+        raise ValueError(f"linear and mlp heads have no clipping, got {recipe.clip}; their loss needs none")
     per_copy = (torch.tensor(rates, device=device), torch.tensor(decays, device=device))
     if recipe.optimiser == "sgd":
         return StackedSGD(head.parameters(), *per_copy, momentum=recipe.momentum)

@@ -28,7 +28,7 @@ GRID = [FeatureKey(block, timestep, 1) for block in (1, 2) for timestep in (10, 
 def specs(monkeypatch: pytest.MonkeyPatch) -> list[ProbeSpec]:
     """What the command line asked for, without doing it."""
     asked: list[ProbeSpec] = []
-    monkeypatch.setattr(diffssl.probe.study, "probe", lambda spec, _: asked.append(spec))
+    monkeypatch.setattr(diffssl.probe.study, "probe_stores", lambda specs, *_, **__: asked.extend(specs))
     return asked
 
 
@@ -86,8 +86,8 @@ def test_every_option_arrives(specs: list[ProbeSpec]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give either --head, to fit, or --load-head, to score heads that were kept"),
-        (["--head", "linear", "--load-head", "heads"], "give either --head, to fit, or --load-head"),
+        ([], "give one of --head, to fit; --study, to fit many; --load-head, to score heads"),
+        (["--head", "linear", "--load-head", "heads"], "give one of --head, to fit"),
         (["--head", "linear", "--part", "4/4"], "a part is I/N with 0 <= I < N, got 4/4"),
         (["--head", "linear", "--part", "four"], "four"),
         (["--head", "linear", "--protocol", "mine"], "unknown protocol 'mine'"),
@@ -167,7 +167,7 @@ def test_an_interrupt_says_that_the_same_command_goes_on(
     def terminated(*_: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(diffssl.probe.study, "probe", terminated)
+    monkeypatch.setattr(diffssl.probe.study, "probe_stores", terminated)
     assert program(main, "--head", "linear") == 130
     assert "every finished fit is kept, and the same command goes on" in capsys.readouterr().err
 
@@ -176,7 +176,7 @@ def test_a_bug_keeps_its_traceback(program: Run, monkeypatch: pytest.MonkeyPatch
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(diffssl.probe.study, "probe", broken)
+    monkeypatch.setattr(diffssl.probe.study, "probe_stores", broken)
     with pytest.raises(ZeroDivisionError):
         program(main, "--head", "linear")
 

@@ -434,7 +434,9 @@ def test_a_subset_is_of_the_training_rows_alone(make_store: MakeStore, splits: s
     else:
         assert pairs(part.fit) | pairs(part.select) == pairs(part.moments)
         assert set(labels[part.fit[train]]) == set(labels[part.select[train]]) == {0, 1, 2, 3}
-    assert pairs(part.refit) == (pairs(part.fit) | pairs(part.select) if refit else pairs(part.fit))
+    # A val split chooses among heads for few rows, and would outnumber them in the final fit.
+    grows = refit and splits != "train, val, test"
+    assert pairs(part.refit) == (pairs(part.fit) | pairs(part.select) if grows else pairs(part.fit))
     assert f"{train}: 5 rows a class, subset 0 (20 rows)" in part.notes
     assert part.digest != whole.digest
 

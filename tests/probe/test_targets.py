@@ -53,8 +53,8 @@ def store(make_store: MakeStore) -> FeatureStore:
 def test_classes_are_matched_by_id(store: FeatureStore, fits: Fits, tmp_path: Path) -> None:
     ids, numbers = answers(store)
     path = write(tmp_path / "sign.csv", {"sign": ["up" if x > 0 else "down" for x in numbers[:, 0]], "id": ids})
-    (result,) = fits(store, "linear", labels=path)
-    (plain,) = fits(store, "linear")
+    (result,) = fits(store, "linear", labels=path, steps=200)
+    (plain,) = fits(store, "linear", steps=200)
     assert result["test_top1"] > 0.9
     assert plain["test_top1"] < 0.45  # chance is 0.25
     assert (result["classes"], result["task"]) == (2, "classify")

@@ -99,32 +99,20 @@ def train_head(
     optimiser = torch.optim.SGD(head.parameters(), lr=study.rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, TEST_EVERY, 0.1)
     for epoch in range(1, study.epochs + 1):
-<<<<<<< HEAD
-        for rows in torch.split(torch.randperm(len(labels["train"]), generator=generator), BATCH):
-            loss = F.cross_entropy(head(features("train", rows.numpy())), labels["train"][rows])
-=======
         for rows in batches(torch.randperm(len(labels["train"]), generator=generator).numpy()):
             loss = F.cross_entropy(head(features("train", rows)), labels["train"][torch.from_numpy(rows)])
->>>>>>> bench
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         schedule.step()
         if epoch % TEST_EVERY == 0 or epoch == study.epochs:
             with torch.no_grad():
-<<<<<<< HEAD
-                batches = [
-                    head(features("test", rows.numpy())) for rows in torch.split(torch.arange(len(labels["test"])), BATCH)
-                ]
-    return np.asarray(torch.cat(batches).numpy())
-=======
                 scores = [head(features("test", rows)) for rows in batches(np.arange(len(labels["test"])))]
     return np.asarray(torch.cat(scores).numpy())
 
 
 def batches(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
->>>>>>> bench
 
 
 def offline(study: Study, path: Path) -> tuple[FeatureStore, dict[FeatureKey, NDArray[np.float32]]]:

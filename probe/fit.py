@@ -181,7 +181,8 @@ def _choose(material: Material, head: StackedMLP | Copies, trials: Sequence[Tria
 def _tested(material: Material, head: StackedMLP | Copies, chosen: Mapping[str, Any]) -> Fit:
     split = next(iter(material.protocol.test))
     scored = [
-        score_head(head, material.test, material.protocol.test, material.moments, copy) for copy in material.test.scored_copies(split)
+        score_head(head, material.test, material.protocol.test, material.moments, copy)
+        for copy in material.test.scored_copies(split)
     ]
     weights = {name: value.cpu().numpy() for name, value in head.state(0).items()}
     shown = {name: value for name, value in chosen.items() if name != "best"}

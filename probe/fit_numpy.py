@@ -76,7 +76,9 @@ def fit_knn(material: Material, options: Mapping[str, Any], device: torch.device
     k, temperature = grid[best]
     train = _stream(material, protocol.refit if material.refit else protocol.fit)
     split = next(iter(protocol.test))
-    tests = [partial(material.test.in_order, protocol.test, material.moments, copy) for copy in material.test.scored_copies(split)]
+    tests = [
+        partial(material.test.in_order, protocol.test, material.moments, copy) for copy in material.test.scored_copies(split)
+    ]
     scores = [knn_scores(train, test, classes, [k], [temperature])[0] for test in tests]
     chosen: dict[str, Any] = {"k": k, "temperature": temperature, "k_grid": numbers}
     return Fit(chosen | choice(accuracies, best, "top1", at_edge(k, numbers)), scores, material.test_labels(), False)

@@ -164,7 +164,7 @@ def test_a_store_that_is_not_there_is_told_with_what_makes_one(
 def test_an_interrupt_says_that_the_same_command_goes_on(
     program: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def terminated(*_: Any) -> None:
+    def terminated(*_: Any, **__: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(diffssl.probe.study, "probe_stores", terminated)
@@ -173,7 +173,7 @@ def test_an_interrupt_says_that_the_same_command_goes_on(
 
 
 def test_a_bug_keeps_its_traceback(program: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(diffssl.probe.study, "probe_stores", broken)

@@ -18,6 +18,7 @@ from .noise import noise_batch
 from .sources import SplitData
 
 _RETRY_SECONDS = (0.2, 1.0, 5.0)
+_SMALL = 128  # side of images, in pixels
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,22 @@ class Loader:
         self._image_size = image_size
         self._resize = resize
         self._batch_size = batch_size
-        self._images = ThreadPoolExecutor(threads, thread_name_prefix="diffssl-load")
+        # Small images are decoded in so many short calls that two threads wait for each other's interpreter: one is
+        # twice as fast. Others read ahead of it, since storage may answer slowly.
+        self._small = image_size < _SMALL
+        self._images = ThreadPoolExecutor(1 if self._small else threads, thread_name_prefix="diffssl-load")
+        self._files = ThreadPoolExecutor(threads, thread_name_prefix="diffssl-load")
         # Of its own: noise is wanted now, images of the next row block are in no hurry.
         self._noise = ThreadPoolExecutor(threads, thread_name_prefix="diffssl-load")
 
     def batches(self, data: SplitData, rows: range, crop: int = 0, seed: int = 0) -> list[Future[ImageBatch]]:
         """Start reading and decoding a crop of rows, which are one row block, in batches."""
         starts = range(rows.start, rows.stop, self._batch_size)
+        parts = [range(start, min(start + self._batch_size, rows.stop)) for start in starts]
+        read = [self._files.submit(_read_all, data, part) if self._small else None for part in parts]
         return [
-            self._images.submit(self._decode, data, range(start, min(start + self._batch_size, rows.stop)), crop, seed)
-            for start in starts
+            self._images.submit(self._decode, data, part, crop, seed, contents)
+            for part, contents in zip(parts, read, strict=True)
         ]
 
     def noise(
@@ -71,8 +78,10 @@ class Loader:
 
     def close(self) -> None:
         """Give up what was not started and wait for what was."""
-        self._images.shutdown(wait=True, cancel_futures=True)
-        self._noise.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._images, self._files, self._noise):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._files, self._images, self._noise):
+            pool.shutdown(wait=True)
 
     def _draw(
         self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int, crop: int
@@ -81,17 +90,21 @@ class Loader:
         noise[: len(ids)] = noise_batch(seed, ids, timestep, shape, draw, crop)
         return noise
 
-    def _decode(self, data: SplitData, rows: range, crop: int, seed: int) -> ImageBatch:
+    def _decode(self, data: SplitData, rows: range, crop: int, seed: int, read: Future[list[bytes]] | None) -> ImageBatch:
+        contents = iter(read.result()) if read is not None else (_read(data, row) for row in rows)
         pixels = np.zeros((self._batch_size, self._image_size, self._image_size, 3), dtype=np.uint8)
         left_out: dict[int, LeftOut] = {}
-        for i, row in enumerate(rows):
-            content = _read(data, row)
+        for i, (row, content) in enumerate(zip(rows, contents, strict=True)):
             place = crop_for(seed, data.ids[row], crop, self._image_size)
             try:
                 pixels[i] = decode(content, self._image_size, place, self._resize)
             except UndecodableImage as error:
                 left_out[row] = LeftOut(data.ids[row], str(error))
         return ImageBatch(rows.start, list(data.ids[rows.start : rows.stop]), pixels, left_out)
+
+
+def _read_all(data: SplitData, rows: range) -> list[bytes]:
+    return [_read(data, row) for row in rows]
 
 
 def _read(data: SplitData, row: int) -> bytes:

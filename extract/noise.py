@@ -64,8 +64,9 @@ def noise_batch(
         np.sqrt(radius, out=radius)
         angle *= 2.0 * math.pi * 2.0**-53
         out = noise[first : first + together]
-        out[:, :pairs] = radius * np.cos(angle)
-        out[:, pairs:] = (radius * np.sin(angle))[:, : size - pairs]
+        np.multiply(radius, np.cos(angle), out=out[:, :pairs], casting="same_kind")
+        radius *= np.sin(angle, out=angle)
+        out[:, pairs:] = radius[:, : size - pairs]
     return noise.reshape(len(sample_ids), *shape)
 
 

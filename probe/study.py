@@ -21,7 +21,7 @@ from .fit_numpy import FITTERS
 from .inputs import FitInput, make_inputs, read_keys, select_keys
 from .own import load_maker
 from .predictions import test_rows_digest, write_probabilities
-from .protocol import Protocol, make_protocol, used_splits
+from .protocol import Protocol, make_protocol, size, used_splits
 from .records import failure, fit_seed, make_record, specifications, stream_seed
 from .results import Results, result_key
 from .saved import save_head
@@ -101,6 +101,9 @@ def _probe(
     there = sum(key in known for key in wanted)
     if there:
         echo(f"{there} of {len(wanted)} fits are there already")
+    if there < len(wanted):
+        rows = max(size(group.protocol.refit) for group in study.groups)
+        echo(f"{len(wanted) - there} fits to make on {len(study.groups)} inputs of up to {rows} training rows")
     with progress_bar(len(wanted) - there, " fits", "probe") as bar, fixed_threads(spec.threads):
         failed = []
         for result in _carry_out_anywhere(study, known, workers, dask):

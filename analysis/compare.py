@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..probe.errors import ProbeError
 from ..probe.predictions import unpack_hits
+from ..probe.table import describe_setting
 from ..store import DiffsslError, canonical_json
 from .max_t import max_t
 from .table import NoResults
@@ -174,7 +175,7 @@ def _check(settings: Sequence[Sequence[Line]]) -> None:
 
 def _names(settings: Sequence[Sequence[Line]]) -> list[tuple[str, str, str, str]]:
     """Folder, head, setting and options of each, told apart by the options where the rest is the same."""
-    short = [(str(lines[0].get("results", "")), str(lines[0]["head"]), _setting(lines[0])) for lines in settings]
+    short = [(str(lines[0].get("results", "")), str(lines[0]["head"]), describe_setting(lines[0])) for lines in settings]
     fits = [_flat(lines[0]) for lines in settings]
     alike: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for name, fit in zip(short, fits, strict=True):
@@ -193,18 +194,11 @@ def _flat(line: Line) -> dict[str, str]:
     return {name: canonical_json(value).decode() for name, value in fit.items() if name not in ("options", "seed")}
 
 
-def _setting(line: Line) -> str:
-    """Such as "block 24, timestep 90, pool 2"; numbers of a head over several settings have + between them."""
-    names = ["block", "timestep", "pool"] if line["timestep"] is not None else ["block", "pool"]
-    values = {name: line[name] for name in [*names, *(copy for copy in ("draw", "crop") if line[copy])]}
-    return ", ".join(
-        f"{name} {'+'.join(map(str, value)) if isinstance(value, list) else value}" for name, value in values.items()
-    )
-
-
 def _about(line: Line) -> str:
     return (
-        f"{line['results']}: {line['head']} on {_setting(line)}" if "results" in line else f"{line['head']} on {_setting(line)}"
+        f"{line['results']}: {line['head']} on {describe_setting(line)}"
+        if "results" in line
+        else f"{line['head']} on {describe_setting(line)}"
     )
 
 

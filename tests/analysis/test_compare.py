@@ -70,7 +70,7 @@ def test_several_settings_or_none_have_names(tested: Tested) -> None:
     fused["specification"] = fused["specification"] | {"setting": ["b19", "b24"]}
     encoder = tested(random_hits(0.6), 3, 0.4, timestep=None, pool="cls")
     names = [one.setting for one in compared([fused, encoder]).settings]
-    assert names == ["block 19+24, timestep 90+150, pool 8+16", "block 3, pool cls"]
+    assert names == ["blocks 19@8,24@16, timesteps 90,150", "block 3, pool cls"]
 
 
 @pytest.mark.parametrize("folders", [("a.results", "b.results"), (None, None)], ids=["several", "one"])

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from threading import Lock
 from typing import Any
@@ -21,7 +22,7 @@ from .protocol import RowSet, size
 from .targets import Targets
 
 MEMORY_BYTES = 1 << 30  # of raw features that are kept instead of read again, and of float32 ones on the device
-_BUFFER_BYTES = 1 << 28  # of rows that are shuffled together
+_BUFFER_BYTES = 1 << 26  # of rows that are shuffled together; on disk they are in random order already
 
 Copy = tuple[int, int]  # (draw, crop)
 Piece = tuple[str, NDArray[np.int64]]  # split, and rows of one row block
@@ -43,6 +44,11 @@ class Moments:
     def none(cls, dimension: int) -> Moments:
         """Moments that change nothing, for recipes without standardisation."""
         return cls(np.zeros(dimension), np.ones(dimension))
+
+    @cached_property
+    def changes(self) -> bool:
+        """Whether standardising with them changes anything."""
+        return bool(self.mean.any() or (self.scale != 1).any())
 
 
 @dataclass(frozen=True)
@@ -322,8 +328,9 @@ def _plans(
 
 def _standardise(values: NDArray[Any], moments: Moments) -> NDArray[np.float32]:
     result = values.astype(np.float32)
-    result -= moments.mean.astype(np.float32)
-    result /= moments.scale.astype(np.float32)
+    if moments.changes:
+        result -= moments.mean.astype(np.float32)
+        result /= moments.scale.astype(np.float32)
     return result
 
 

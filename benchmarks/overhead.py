@@ -1,6 +1,6 @@
 """What the pipeline costs over the bare forward passes, and where the time of a run goes.
 
-    python benchmarks/overhead.py [--images 512] [--repeats 24]
+    python benchmarks/overhead.py [--images 512] [--repeats 24] [--memory-format contiguous]
 
 Times are of whole extractions (decoding, noise, pooling, checksums, fsync, commits) against forward passes over the
 same images already in memory, in turn, so that a drifting machine hits both alike.
@@ -28,7 +28,9 @@ ROW_BLOCK = 512  # as chosen for 32,768 images and more: what a file costs is sh
 TIMESTEPS = [10, 90]
 
 
-def job_for(store: Path, blocks: range | tuple[int, ...], pools: tuple[int | str, ...], images: int) -> Job:
+def job_for(
+    store: Path, blocks: range | tuple[int, ...], pools: tuple[int | str, ...], images: int, memory_format: str | None
+) -> Job:
     wanted: dict[int, set[int | str]] = {block: set() for block in blocks}
     spec = ExtractSpec(
         blocks=wanted,
@@ -38,6 +40,7 @@ def job_for(store: Path, blocks: range | tuple[int, ...], pools: tuple[int | str
         limit=images,
         batch_size=BATCH,
         row_block=ROW_BLOCK,
+        memory_format=memory_format,
     )
     return prepare(spec, lambda _: None)
 
@@ -54,26 +57,31 @@ def bare_seconds(backbone: Backbone, deepest: int, images: int) -> float:
 
 
 def extraction_seconds(
-    folder: Path, backbone: Backbone, blocks: range | tuple[int, ...], pools: tuple[int | str, ...], images: int
+    folder: Path,
+    backbone: Backbone,
+    blocks: range | tuple[int, ...],
+    pools: tuple[int | str, ...],
+    images: int,
+    memory_format: str | None,
 ) -> float:
     """Seconds of an extraction into a new store, which is left there: ext4 is slow to create files where some were
     deleted a moment ago."""
-    job = job_for(folder / f"{uuid.uuid4().hex}.zarr", blocks, pools, images)
+    job = job_for(folder / f"{uuid.uuid4().hex}.zarr", blocks, pools, images, memory_format)
     store = open_store(job, backbone)
     started = time.perf_counter()
     compute(job, store, backbone, lambda _: None)
     return time.perf_counter() - started
 
 
-def pipeline(folder: Path, images: int, repeats: int) -> None:
-    backbone = load_backbone(job_for(folder / "none.zarr", (24,), (1,), images))
+def pipeline(folder: Path, images: int, repeats: int, memory_format: str | None) -> None:
+    backbone = load_backbone(job_for(folder / "none.zarr", (24,), (1,), images, memory_format))
     bare_seconds(backbone, 24, images)
-    extraction_seconds(folder, backbone, (18, 24), (1, 2), images)
+    extraction_seconds(folder, backbone, (18, 24), (1, 2), images, memory_format)
     small, large, bare = [], [], []
     for _ in range(repeats):
         bare.append(bare_seconds(backbone, 24, images))
-        small.append(extraction_seconds(folder, backbone, (18, 24), (1, 2), images))
-        large.append(extraction_seconds(folder, backbone, range(1, 25), (1, 2), images))
+        small.append(extraction_seconds(folder, backbone, (18, 24), (1, 2), images, memory_format))
+        large.append(extraction_seconds(folder, backbone, range(1, 25), (1, 2), images, memory_format))
         print(
             f"  bare {bare[-1]:.3f} s, 2 blocks x 2 pools {small[-1]:.3f} s, 24 blocks x 2 pools {large[-1]:.3f} s", flush=True
         )
@@ -86,7 +94,7 @@ def pipeline(folder: Path, images: int, repeats: int) -> None:
     print(f"24 blocks x 2 pools / 2 blocks x 2 pools: {more:.3f}")
 
 
-def stages(folder: Path, images: int) -> None:
+def stages(folder: Path, images: int, memory_format: str | None) -> None:
     """Where the time of a run goes, on this disk and on storage that takes 100 MB/s."""
     replace = LocalStorage.replace
 
@@ -96,10 +104,10 @@ def stages(folder: Path, images: int) -> None:
         due = sum(memoryview(part).nbytes for parts in files.values() for part in parts) / SLOW
         time.sleep(max(0.0, started + due - time.perf_counter()))
 
-    backbone = load_backbone(job_for(folder / "none.zarr", (24,), (1,), images))
+    backbone = load_backbone(job_for(folder / "none.zarr", (24,), (1,), images, memory_format))
     for blocks, pools in (((18, 24), (1, 2)), (range(1, 25), (1, 2)), (range(1, 25), ("full",))):
         for name, method in (("this disk", replace), ("100 MB/s", slow)):
-            job = job_for(folder / f"{uuid.uuid4().hex}.zarr", blocks, pools, images)
+            job = job_for(folder / f"{uuid.uuid4().hex}.zarr", blocks, pools, images, memory_format)
             store = open_store(job, backbone)
             LocalStorage.replace = method  # type: ignore[method-assign, assignment]
             started = time.perf_counter()
@@ -114,7 +122,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=24)
+    parser.add_argument(
+        "--memory-format", choices=["channels_last", "contiguous"], help="contiguous: guided_diffusion's modules"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        stages(Path(name), options.images)
-        pipeline(Path(name), options.images, options.repeats)
+        stages(Path(name), options.images, options.memory_format)
+        pipeline(Path(name), options.images, options.repeats, options.memory_format)

@@ -60,6 +60,7 @@ class Study:
         targets: what is predicted.
         tested: where the test rows are.
         groups: of all fits, those of one input one after the other.
+        test_rows: digest of the test rows, which are the same for all fits.
     """
 
     spec: ProbeSpec
@@ -67,6 +68,7 @@ class Study:
     targets: Targets
     tested: Tested
     groups: Sequence[Group]
+    test_rows: str
 
 
 def probe(spec: ProbeSpec, echo: Echo = print, *, workers: int | None = None, dask: str | None = None) -> list[dict[str, Any]]:
@@ -196,7 +198,7 @@ def prepare(spec: ProbeSpec, echo: Echo = print) -> Study:
         echo("knn has no weights: --save-head keeps nothing of it")
     if spec.preset.warning:
         echo(f"protocol {spec.protocol}: {spec.preset.warning}")
-    return Study(spec, store, targets, tested, groups)
+    return Study(spec, store, targets, tested, groups, test_rows_digest(*tested.ids_and_labels(protocols[0])))
 
 
 def carry_out(study: Study, known: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -216,7 +218,6 @@ def _fit_group(study: Study, group: Group, due: Sequence[Mapping[str, Any]], dat
     test = data if study.tested.store is study.store else study.tested.data(group.input)
     moments = data.moments(protocol.moments) if spec.preset.standardise else Moments.none(data.dimension)
     material = Material(data, test, moments, protocol, group.input.timesteps, spec.refit)
-    digest = test_rows_digest(*study.tested.ids_and_labels(protocol))
     sizes = {block.number: block.size for block in study.store.header.blocks}
     map_sizes = [sizes[key.block] for key in group.input.keys]
     for together in _passes(due):
@@ -227,7 +228,7 @@ def _fit_group(study: Study, group: Group, due: Sequence[Mapping[str, Any]], dat
             yield from ({**failure(fit), "error": str(error)} for fit in together)
             continue
         for fit, fitted in zip(together, made, strict=True):
-            result = make_record(fit, group.input, fitted, protocol, study.targets, digest)
+            result = make_record(fit, group.input, fitted, protocol, study.targets, study.test_rows)
             result["map_size"] = map_sizes[0] if len(map_sizes) == 1 else map_sizes
             result["seconds"] = (time.perf_counter() - started) / len(together)
             if spec.save_probabilities and fitted.probabilities is not None:

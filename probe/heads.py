@@ -158,7 +158,7 @@ def build_head(
         return StackedMLP(copies, widths, torch.Generator().manual_seed(seed), options.get("batch_norm", False))
     # Modules draw their weights from torch's global generator, which is given back as it was.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         module = own(shapes, outputs) if own is not None else _map_head(head, shapes, timesteps, outputs, options)
     return Copies(copies, module, shapes)
 

@@ -237,7 +237,11 @@ class _Random:
         """Use the state, and give the global one back."""
         with torch.random.fork_rng(devices=self._devices):
             if self._seed is not None:
-                torch.manual_seed(self._seed)
+                # Not torch.manual_seed, which seeds every GPU of the process.
+                torch.default_generator.manual_seed(self._seed)
+                for device in self._devices:
+                    with torch.cuda.device(device):
+                        torch.cuda.manual_seed(self._seed)
                 self._seed = None
             else:
                 torch.set_rng_state(self._states[0])

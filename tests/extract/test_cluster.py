@@ -98,8 +98,11 @@ def test_a_part_that_there_is_not(part: tuple[int, int], make_spec: MakeSpec) ->
         make_spec(part=part)
 
 
-def test_an_error_names_the_command_that_completes_all_parts(run_main: Callable[..., tuple[int, str, str]]) -> None:
+def test_an_error_names_the_command_that_completes_all_parts(
+    run_main: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """One part's command would leave the others' rows out."""
+    monkeypatch.chdir(tmp_path)  # there may be a feats.zarr where the tests are run
     command = ["--blocks", "18", "--timesteps", "10", "--limit", "128", "--row-block", "64"]
     assert run_main(*command, "--part", "1/2")[0] == 0
     store = FeatureStore.open("feats.zarr")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from .table import AccuracyMap
 
@@ -64,3 +67,9 @@ def _title(one: AccuracyMap) -> str:
         f"best by val: block {one.blocks[row]}{step}: "
         f"test {test:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {one.n_test}"
     )
+
+
+def hex_colours(values: NDArray[np.float64], low: float, high: float) -> list[list[str]]:
+    """Colours of (rows, columns) values as ``#rrggbb``, from the darkest at ``low`` to the brightest at ``high``."""
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return [[to_hex(colour) for colour in line] for line in matplotlib.colormaps["viridis"](np.nan_to_num(scaled))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .chart import Chart
 from .plots import hex_colours
@@ -106,22 +108,24 @@ class Heat:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with words.
+    """A picture with words.
 
     Attributes:
         caption: below it.
-        png: the file's bytes.
+        pixels: (height, width, 3) uint8.
         width: in pixels of the page.
     """
 
     caption: str
-    png: bytes
+    pixels: NDArray[np.uint8]
     width: int
 
     @property
     def address(self) -> str:
-        """The picture itself as an address."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+        """The picture itself, as a PNG, as an address."""
+        file = io.BytesIO()
+        Image.fromarray(self.pixels).save(file, "PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 @dataclass(frozen=True)

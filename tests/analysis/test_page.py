@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 from diffssl.analysis.chart import Chart, Line
 from diffssl.analysis.page import Heat, Part, Picture, Pictures, Section, Table, Words, render
+from PIL import Image
 
 EVIL = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
-PNG = b"\x89PNG\r\n\x1a\n"
+PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
 
 class Reader(HTMLParser):
@@ -57,7 +60,7 @@ def test_everything_from_data_is_text() -> None:
         heat(EVIL, {"head": EVIL}),
         heat(EVIL, {"head": "other"}),
         Chart(EVIL, EVIL, EVIL, [line], {"head": EVIL}),
-        Pictures(EVIL, [(EVIL, [Picture(EVIL, PNG, 32)])]),
+        Pictures(EVIL, [(EVIL, [Picture(EVIL, PIXELS, 32)])]),
     ]
     html = render(EVIL, EVIL, [Section(EVIL, parts, EVIL)])
     read = Reader(html)
@@ -69,11 +72,14 @@ def test_everything_from_data_is_text() -> None:
 
 
 def test_the_page_loads_nothing() -> None:
-    html = render("study", "of a store", [Section("Maps", [Pictures("p", [("a", [Picture("c", PNG, 32)])])])])
+    html = render("study", "of a store", [Section("Maps", [Pictures("p", [("a", [Picture("c", PIXELS, 32)])])])])
     assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", html)
     assert "default-src 'none'" in html
     addresses = [str(one["src"]) for one in Reader(html).all("img")]
-    assert addresses == ["data:image/png;base64,iVBORw0KGgo="]
+    assert len(addresses) == 1
+    assert addresses[0].startswith("data:image/png;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(addresses[0].partition(",")[2]))) as image:
+        assert np.array_equal(np.asarray(image), PIXELS)
 
 
 def test_numbers_sort_as_numbers_and_are_readable() -> None:

@@ -1,0 +1,158 @@
+"""Sections of the report that come from results: maps, curves, comparison, confusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..probe.table import describe_setting
+from ..store import FeatureStore
+from .chart import Chart, Line
+from .compare import Comparison
+from .confusion import confusion, most_confused
+from .page import Heat, Part, Picture, Pictures, Section, Table, Words
+from .table import AccuracyMap
+from .test_set import find_test_set
+
+Result = Mapping[str, Any]
+
+_MOST_CLASSES = 60  # of which a matrix can still be read
+_EXAMPLES = 8
+
+
+def maps_section(maps: Sequence[AccuracyMap]) -> Section:
+    """Held-out accuracy over block and timestep, a heat table a map."""
+    high = max(float(np.nanmax(one.val.value)) for one in maps)
+    low = min(float(np.nanmin(one.val.value)) for one in maps)
+    parts = [
+        Heat(
+            caption=f"{one.title}: held-out top-1, %",
+            rows=[str(block) for block in one.blocks],
+            columns=["" if step is None else str(step) for step in one.timesteps],
+            row_axis="block",
+            column_axis="timestep",
+            values=100 * one.val.value,
+            hover=[[_hover(one, row, column) for column in range(len(one.timesteps))] for row in range(len(one.blocks))],
+            low=100 * low,
+            high=100 * high,
+            tags=_tags(one),
+        )
+        for one in maps
+    ]
+    return Section(
+        "Maps",
+        parts,
+        "Accuracy on held-out training rows, by which settings are chosen; the test accuracy of a cell, with its 95 % "
+        "interval, is shown when the pointer is on it, and is not for choosing.",
+    )
+
+
+def curves_section(maps: Sequence[AccuracyMap]) -> Section:
+    """Held-out accuracy over blocks, a line a timestep."""
+    parts = [
+        Chart(f"{one.title}: over blocks", "block", "held-out top-1, %", lines, _tags(one))
+        for one in maps
+        if (lines := [line for column in range(len(one.timesteps)) if (line := _line(one, column)) is not None])
+    ]
+    return Section("Curves", parts, "The same numbers over blocks, a line a timestep; bands are 95 % intervals.")
+
+
+def comparison_section(comparison: Comparison) -> Section:
+    """Every head and setting against the best by held-out accuracy, on the same test rows."""
+    several = len({one.results for one in comparison.settings}) > 1
+    header = ["", "head", "setting", "held-out", "test", "difference", "low", "high", "adjusted p", "won", "lost"]
+    rows: list[list[str | float | int | None]] = []
+    for one in comparison.settings:
+        about = "; ".join(text for text in (one.setting, one.options, one.results if several else "") if text)
+        is_reference = one is comparison.reference
+        numbers = [None] * 6 if is_reference else [one.difference, one.low, one.high, one.p, one.won, one.lost]
+        rows.append(["reference" if is_reference else one.mark, one.head, about, one.val, one.test, *numbers])
+    caption = f"{len(rows)} settings on the same {comparison.n_test} test rows"
+    return Section(
+        "Comparison",
+        [Table(caption, header, rows)],
+        "Paired differences of test accuracy from the reference, the best by held-out accuracy, with simultaneous 95 % "
+        "intervals and p-values adjusted for all comparisons (max-T): = may be chance, + better, - worse.",
+    )
+
+
+def confusion_section(best: Result, store: FeatureStore) -> Section:
+    """Which classes the best fit takes for which, with pictures of rows where the store has thumbnails.
+
+    Raises:
+        NoResults: the line has no predictions.
+        OtherRows: the store does not have its test rows.
+    """
+    tested = find_test_set(best, store)
+    counts = confusion(best, tested.labels)
+    parts: list[Part] = []
+    if len(tested.classes) <= _MOST_CLASSES:
+        parts.append(_matrix(counts, tested.classes))
+    pairs = most_confused(best, tested.labels)
+    rows = [
+        [tested.classes[one.label], tested.classes[one.predicted], len(one.rows), len(one.rows) / int(counts[one.label].sum())]
+        for one in pairs
+    ]
+    parts.append(Table("Most confused pairs", ["class", "taken for", "rows", "share of the class"], rows))
+    if store.thumbnail(tested.split) is not None:
+        parts.append(
+            Pictures(
+                "The first rows of the most confused pairs",
+                [
+                    (
+                        f"{tested.classes[one.label]} taken for {tested.classes[one.predicted]}",
+                        [_thumbnail(store, tested.split, int(row)) for row in tested.rows[one.rows[:_EXAMPLES]]],
+                    )
+                    for one in pairs[:6]
+                ],
+            )
+        )
+    else:
+        parts.append(Words(f"{store.path} has no thumbnails to show; diffssl-extract --thumbnails 64 adds them", "note"))
+    return Section("Confusions", parts, f"Of {best['head']} on {describe_setting(best)}, the best by held-out accuracy.")
+
+
+def _matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Heat:
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(100 * counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    hover = [
+        [f"{counts[i, j]} of {totals[i, 0]} {classes[i]} taken for {classes[j]}" for j in range(len(classes))]
+        for i in range(len(classes))
+    ]
+    digits = 0 if len(classes) <= 20 else None
+    return Heat(
+        "% of a class (rows) taken for each class", classes, classes, "class", "taken for", shares, hover, 0, 100, digits
+    )
+
+
+def _thumbnail(store: FeatureStore, split: str, row: int) -> Picture:
+    return Picture(str(store.ids(split)[row]), store.thumbnails(split, slice(row, row + 1))[0], 64)
+
+
+def _hover(one: AccuracyMap, row: int, column: int) -> str:
+    if np.isnan(one.val.value[row, column]):
+        return ""
+    step = "" if one.timesteps[column] is None else f", timestep {one.timesteps[column]}"
+    test = one.test
+    low, high = 100 * test.low[row, column], 100 * test.high[row, column]
+    return (
+        f"block {one.blocks[row]}{step}: held-out {100 * one.val.value[row, column]:.2f} %, "
+        f"test {100 * test.value[row, column]:.2f} % [{low:.2f}, {high:.2f}]"
+    )
+
+
+def _line(one: AccuracyMap, column: int) -> Line | None:
+    rows = np.flatnonzero(~np.isnan(one.val.value[:, column]))
+    if not len(rows):
+        return None
+    y, low, high = (100 * numbers[rows, column] for numbers in (one.val.value, one.val.low, one.val.high))
+    name = "all" if one.timesteps[column] is None else f"t {one.timesteps[column]}"
+    hover = [_hover(one, int(row), column) for row in rows]
+    return Line(name, [one.blocks[row] for row in rows], y.tolist(), low.tolist(), high.tolist(), hover)
+
+
+def _tags(one: AccuracyMap) -> dict[str, str]:
+    return {"store": one.results, "head": one.head, "pool": str(one.pool)}

@@ -1,0 +1,119 @@
+"""Sections of the report that come from stores: what was run, costs, similarity, statistics, pictures, identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..store import FeatureStore
+from ..store.key import grids
+from .cka import Similarity
+from .page import Heat, Part, Section, Table, Words
+from .similarity import labels
+from .stored_rows import Selected
+
+Result = Mapping[str, Any]
+
+
+def run_section(stores: Sequence[FeatureStore], results: Mapping[str, Sequence[Result]], command: str) -> Section:
+    """What was run on which data, and the commands that run it again."""
+    parts: list[Part] = []
+    rows = [
+        [
+            store.path,
+            store.header.model,
+            split,
+            store.n_rows(split),
+            len(store.header.classes),
+            "; ".join(grids(store.keys(split))),
+        ]
+        for store in stores
+        for split in store.splits
+    ]
+    parts.append(Table("Features", ["store", "model", "split", "rows", "classes", "settings"], rows))
+    fits = [
+        [
+            folder,
+            head,
+            len(own),
+            *(own[0][name] for name in ("n_train", "n_test", "task")),
+            sum(float(r["seconds"]) for r in own),
+        ]
+        for folder, lines in results.items()
+        for head in dict.fromkeys(line["head"] for line in lines)
+        if (own := [line for line in lines if line["head"] == head])
+    ]
+    header = ["results", "head", "fits", "training rows", "test rows", "task", "seconds"]
+    parts.append(Table("Fits", header, fits, digits=1))
+    parts.append(Words("To run it again:"))
+    commands = [own for store in stores for own in _commands(store)]
+    commands += [_probe(folder, lines) for folder, lines in results.items()]
+    parts.append(Words("\n".join(dict.fromkeys([*commands, command])), "code"))
+    return Section("What was run", parts)
+
+
+def cost_section(store: FeatureStore) -> Section:
+    """What a feature costs: operations of the backbone up to its block, and bytes."""
+    split = store.splits[0]
+    blocks = {block.number: block for block in store.header.blocks}
+    kept = {(key.block, key.pool): store.layout(key, split).row_bytes for key in store.keys(split)}
+    rows = [
+        [number, blocks[number].kind, f"{blocks[number].channels} x {blocks[number].size} x {blocks[number].size}", pool]
+        + [blocks[number].gflop, 100 * blocks[number].share, size]
+        for (number, pool), size in sorted(kept.items(), key=lambda item: (item[0][0], str(item[0][1])))
+    ]
+    header = ["block", "kind", "map", "pool", "GFLOP an image", "% of the network", "bytes an image"]
+    about = "Of one image at one timestep: a forward pass that stops after the block, and the stored feature."
+    return Section("Costs", [Table(store.path, header, rows)], about)
+
+
+def similarity_section(selected: Selected, found: Similarity, estimator: str) -> Section:
+    """CKA of all pairs of settings as a heat table."""
+    names = labels(selected.settings)
+    values = found.value
+    hover = [[f"{names[i]} and {names[j]}: {values[i, j]:.3f}" for j in range(len(names))] for i in range(len(names))]
+    one = selected.settings[0]
+    caption = f"linear CKA, {estimator}, {len(one.rows)} rows of {one.split}; bright is 1"
+    low = min(0.0, float(np.nanmin(values)))
+    heat = Heat(caption, names, names, "setting", "setting", values, hover, low, 1.0, 2 if len(names) <= 12 else None)
+    notes = [Words(note, "note") for note in selected.notes]
+    return Section("Similarity", [*notes, heat], "How alike the features of two settings are, up to rotation and scale.")
+
+
+def statistics_section(table: Sequence[Mapping[str, Any]]) -> Section:
+    """Statistics of the features of every setting."""
+    header = [name for name in table[0] if any(row[name] is not None for row in table)]
+    names = [name.replace("_", " ") for name in header]
+    return Section(
+        "Statistics",
+        [Table(f"{len(table)} settings", names, [[row[name] for name in header] for row in table], digits=3)],
+        "Effective rank and participation ratio say over how many directions the features spread, the Fisher ratio how far "
+        "class means lie apart, the noise share how much of the variance another noise draw changes.",
+    )
+
+
+def identity_section(stores: Sequence[FeatureStore], results: Mapping[str, Sequence[Result]]) -> Section:
+    """What decides the numbers, and what they were made with."""
+    rows: list[list[Any]] = []
+    for store in stores:
+        rows.append([store.path, "feature_id", store.feature_id])
+        rows += [[store.path, f"data_id of {split}", store.data_id(split)] for split in store.splits]
+        rows += [[store.path, name, str(value)] for name, value in store.header.identity.fields.items()]
+        rows += [[store.path, f"made by: {name}", value] for name, value in store.header.versions.items()]
+    for folder, lines in results.items():
+        versions = dict.fromkeys(", ".join(f"{name} {own}" for name, own in line["versions"].items()) for line in lines)
+        rows += [[folder, "fitted with", text] for text in versions]
+    return Section("Identity", [Table("What decides the numbers", ["of", "what", "value"], rows)])
+
+
+def _commands(store: FeatureStore) -> list[str]:
+    """The commands that the store's commits were made by."""
+    found = (store.journal.command(split, key) for split in store.splits for key in store.keys(split))
+    return list(dict.fromkeys(command for command in found if command))
+
+
+def _probe(folder: str, lines: Sequence[Result]) -> str:
+    heads = ",".join(dict.fromkeys(line["head"] for line in lines))
+    return f"diffssl-probe --head {heads} --out {folder}"

@@ -17,39 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from ..probe.bootstrap import LEVEL
-from ..store import DiffsslError
+from .rows import Degenerate, Rows, chunks, float64
 
 BIASED, UNBIASED = "biased", "unbiased"
 ESTIMATORS = (BIASED, UNBIASED)
 MIN_ROWS = 4  # HSIC_1 divides by n (n-3)
 TILE_BYTES = 1 << 27  # of the tiles of all settings
 _GROUPS = 32  # of rows, for intervals
-_CHUNK_BYTES = 1 << 24  # of rows at a time, where means are found
 _SAME = 1e-12  # deviation as a part of the magnitude, below which it is rounding
 
 Float = NDArray[np.float64]
-
-
-class Degenerate(DiffsslError):
-    """Features that CKA is not defined for."""
-
-
-class Rows(Protocol):
-    """(n, d) features of which a range of rows can be had: an array, or what reads one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, d)."""
-
-    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
-        """(m, d) rows, of any real dtype."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +84,9 @@ def cka(
         progress: called with the number of tiles that are done, and of all.
 
     Raises:
-        ValueError: other rows, fewer than 4, or no such estimator.
-        Degenerate: features that are the same in all rows, or not finite, or without any structure off the diagonal of the
-            Gram matrix.
+        ValueError: features of different rows, or no such estimator.
+        Degenerate: fewer than 4 rows; features that are the same in all rows or not finite; or, unbiased, a Gram matrix
+            without any structure off its diagonal.
     """
     n = _check(features, estimator)
     names = names or [f"features {i}" for i in range(len(features))]
@@ -124,12 +107,12 @@ def cka(
 
 def _check(features: Sequence[Rows], estimator: str) -> int:
     shapes = [one.shape for one in features]
-    if not shapes or any(len(shape) != 2 or shape[0] != shapes[0][0] for shape in shapes):
+    if not shapes or any(len(shape) != 2 or shape[0] != shapes[0][0] or not shape[1] for shape in shapes):
         raise ValueError(f"CKA is of features (n, d) with the same n, got {shapes}")
-    if shapes[0][0] < MIN_ROWS:
-        raise ValueError(f"CKA needs at least {MIN_ROWS} rows, got {shapes[0][0]}")
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    if shapes[0][0] < MIN_ROWS:
+        raise Degenerate(f"CKA needs at least {MIN_ROWS} rows, got {shapes[0][0]}")
     return int(shapes[0][0])
 
 
@@ -139,11 +122,10 @@ class _Centred:
     def __init__(self, features: Rows, name: str) -> None:
         n = features.shape[0]
         self._features = features
-        step = max(1, _CHUNK_BYTES // (8 * features.shape[1]))
-        shift = features[:step].astype(np.float64).mean(axis=0)  # near the mean, so that squares are of deviations
+        shift = float64(features, slice(0, 1))[0]  # near the mean, so that squares are of deviations
         total, square = np.zeros_like(shift), 0.0
-        for start in range(0, n, step):
-            x = features[start : min(start + step, n)].astype(np.float64) - shift
+        for rows in chunks(features, features.shape[1]):
+            x = float64(features, rows) - shift
             total += x.sum(axis=0)
             square += float(np.square(x).sum())
         self._mean = shift + total / n
@@ -154,7 +136,7 @@ class _Centred:
         self._scale = 1 / np.sqrt(variance)
 
     def __getitem__(self, rows: slice) -> Float:
-        x = self._features[rows].astype(np.float64)
+        x = float64(self._features, rows)
         x -= self._mean
         x *= self._scale
         return x

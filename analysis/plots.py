@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from .table import AccuracyMap
 
@@ -64,3 +65,36 @@ def _title(one: AccuracyMap) -> str:
         f"best by val: block {one.blocks[row]}{step}: "
         f"test {test:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {one.n_test}"
     )
+
+
+def draw_similarity(
+    values: NDArray[np.float64], names: Sequence[str], groups: Sequence[tuple[str, int]], title: str, path: Path
+) -> None:
+    """Draw a matrix of similarities as a heat map whose colours go from 0 to 1, and save it.
+
+    Args:
+        values: (S, S), drawn with the first setting above and on the left; below 0 has the colour of 0.
+        names: of the S settings, written beside every row and below every column.
+        groups: (name, number of settings) of consecutive settings, such as stores, with lines between.
+        title: what is drawn.
+        path: of the picture; its suffix decides the format.
+    """
+    inches = max(4.0, 0.15 * len(names))
+    figure = Figure(figsize=(inches + 2.2, inches + 1.4), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(values, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+    size = min(9, 72 * 0.72 * inches / len(names))
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(names)), names, fontsize=size)
+    axis.tick_params(length=2)
+    start = 0
+    for name, number in groups if len(groups) > 1 else ():
+        middle = start + (number - 1) / 2
+        axis.annotate(name, (1.01, middle), xycoords=("axes fraction", "data"), rotation=270, va="center", fontsize=9)
+        start += number
+        for line in (axis.axhline, axis.axvline) if start < len(names) else ():
+            line(start - 0.5, color="white", linewidth=1.5)
+    axis.set_title(title, fontsize=10)
+    label = "CKA, colours from 0 to 1" + (f"; lowest value {values.min():.2f}" if values.min() < 0 else "")
+    figure.colorbar(image, ax=axis, label=label, shrink=0.6, pad=0.04 if len(groups) > 1 else 0.02)
+    figure.savefig(path, dpi=130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -175,7 +176,9 @@ def _matched(
             if len(own) > len(common)
         ]
     if not len(kept[0]):
-        raise NothingInCommon(f"no row of {split} is in all of {', '.join(store.path for store in stores)}; rows go by their ids")
+        raise NothingInCommon(
+            f"no row of {split} is in all of {', '.join(store.path for store in stores)}; rows go by their ids"
+        )
     return kept, notes
 
 
@@ -186,14 +189,14 @@ def _bounded(one: StoredRows, features: int, notes: list[str]) -> StoredRows:
         if channels > features:
             notes.append(f"{one}: {channels} channels are more than {features} numbers, and stay")
         return one
-    fits = max(1, int((features // channels) ** 0.5))
+    fits = max(1, math.isqrt(features // channels))
     name = f"block {one.key.block}, pool {one.key.pool}"
     notes.append(f"{one.store.path}, {name}: maps averaged to {fits}x{fits}, {channels * fits**2} numbers")
     return replace(one, side=fits)
 
 
-def copies(settings: Sequence[StoredRows]) -> Mapping[tuple[str, FeatureKey], list[int]]:
-    """(path of the store, setting as draw 0) -> numbers of the draws of it among ``settings``."""
+def draws_of(settings: Sequence[StoredRows]) -> Mapping[tuple[str, FeatureKey], list[int]]:
+    """(path of the store, setting as draw 0) -> which of ``settings`` are draws of it."""
     found: dict[tuple[str, FeatureKey], list[int]] = {}
     for number, one in enumerate(settings):
         found.setdefault((one.store.path, replace(one.key, draw=0)), []).append(number)

@@ -15,10 +15,10 @@ from ..store.choice import Choice
 from ..store.cli import ListType, run
 from ..store.feature_store import DEFAULT_STORE
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
-from . import numbers
 from .choose import choose_results, read_results
 from .cka import ESTIMATORS, MIN_ROWS, UNBIASED
 from .compare import compare, describe, write_csv
+from .number_file import NUMBER_SUFFIXES, write_numbers
 from .plots import SUFFIXES, draw_maps, draw_similarity
 from .similarity import groups_of, labels, noise_to_noise, pairs, similarity, statistics_table
 from .stored_rows import Selected, select
@@ -126,7 +126,7 @@ def _check_suffix(path: Path, known: Sequence[str]) -> None:
     multiple=True,
     default=["cka.png", "cka.csv"],
     show_default=True,
-    help=f"Picture ({', '.join(SUFFIXES)}) or numbers ({', '.join(numbers.SUFFIXES)}); may be given again.",
+    help=f"Picture ({', '.join(SUFFIXES)}) or numbers ({', '.join(NUMBER_SUFFIXES)}); may be given again.",
 )
 def cka_command(stores: Sequence[str], estimator: str, out: Sequence[Path], **selection: Any) -> None:
     """Similarity (linear CKA) of all settings of one or several STORES, on the rows that all have.
@@ -134,7 +134,7 @@ def cka_command(stores: Sequence[str], estimator: str, out: Sequence[Path], **se
     Default: feats.zarr. --features 4096 is the papers' way; an encoder without timesteps takes no part in --timesteps.
     """
     for path in out:
-        _check_suffix(path, (*SUFFIXES, *numbers.SUFFIXES))
+        _check_suffix(path, (*SUFFIXES, *NUMBER_SUFFIXES))
     selected = _select(stores or [DEFAULT_STORE], **selection)
     found = similarity(selected, estimator)
     for line in noise_to_noise(selected, found):
@@ -145,7 +145,7 @@ def cka_command(stores: Sequence[str], estimator: str, out: Sequence[Path], **se
         if path.suffix in SUFFIXES:
             draw_similarity(found.value, labels(selected.settings), groups_of(selected.settings), title, path)
         else:
-            numbers.write_numbers(table, path)
+            write_numbers(table, path)
     click.echo(f"{len(selected.settings)} settings, {len(table)} pairs in {', '.join(map(str, out))}")
 
 
@@ -156,9 +156,9 @@ def cka_command(stores: Sequence[str], estimator: str, out: Sequence[Path], **se
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("statistics.csv"), show_default=True)
 def statistics_command(store: str, out: Path, **selection: Any) -> None:
     """Rank, class separability, norms, sparsity and share of noise of every setting of a STORE."""
-    _check_suffix(out, numbers.SUFFIXES)
+    _check_suffix(out, NUMBER_SUFFIXES)
     table = statistics_table(_select([store], **selection))
-    numbers.write_numbers(table, out)
+    write_numbers(table, out)
     click.echo(f"{len(table)} settings in {out}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import combinations, combinations_with_replacement
 from typing import Any
@@ -12,10 +12,12 @@ import numpy as np
 
 from ..store.progress import progress_bar
 from .cka import Similarity, cka
+from .rows import Rows
 from .statistics import noise_share, statistics
 from .stored_rows import Selected, StoredRows, draws_of
 
 _DELAY = 2  # seconds
+_HELD_BYTES = 1 << 30  # of features that are read once and kept; the rest is read for every tile
 
 
 def similarity(selected: Selected, estimator: str) -> Similarity:
@@ -26,7 +28,15 @@ def similarity(selected: Selected, estimator: str) -> Similarity:
             bar.total = total
             bar.update(done - bar.n)
 
-        return cka(selected.settings, estimator, names=list(map(str, selected.settings)), progress=show)
+        return cka(list(_held(selected.settings)), estimator, names=list(map(str, selected.settings)), progress=show)
+
+
+def _held(settings: Sequence[StoredRows]) -> Iterator[Rows]:
+    """The settings, in memory as far as there is room."""
+    room = _HELD_BYTES
+    for one in settings:
+        room -= one.nbytes
+        yield one[:] if room >= 0 else one
 
 
 def pairs(selected: Selected, found: Similarity, estimator: str) -> list[dict[str, Any]]:
@@ -55,7 +65,7 @@ def noise_to_noise(selected: Selected, found: Similarity) -> list[str]:
 
 
 def statistics_table(selected: Selected) -> list[dict[str, Any]]:
-    """A row a setting: what it is and its statistics, with the share of noise by all its draws. Raises as :func:`statistics`."""
+    """A row a setting: what it is, and its statistics; noise by all its draws. Raises as :func:`statistics`."""
     settings = selected.settings
     noise: dict[int, float | None] = {}
     rows: list[dict[str, Any]] = []

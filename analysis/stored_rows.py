@@ -45,6 +45,12 @@ class StoredRows:
         channels, height, width = self.store.layout(self.key, self.split).row_shape
         return len(self.rows), channels * (height * width if self.side is None else self.side**2)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows as they are read."""
+        dtype = np.dtype(np.float64) if self.side is not None else self.store.layout(self.key, self.split).dtype
+        return int(np.prod(self.shape)) * dtype.itemsize
+
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         """(m, d) as stored, or float64 where maps are averaged. Raises as ``FeatureStore.read``."""
         wanted = self.rows[rows]

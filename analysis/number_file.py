@@ -9,7 +9,7 @@ from typing import Any
 
 from ..store import DiffsslError
 
-SUFFIXES = (".csv", ".parquet")
+NUMBER_SUFFIXES = (".csv", ".parquet")
 
 
 class MissingPackage(DiffsslError):

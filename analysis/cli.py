@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,18 @@ import click
 import numpy as np
 
 from ..probe import Results
+from ..store import FeatureStore
+from ..store.choice import Choice
 from ..store.cli import ListType, run
+from ..store.feature_store import DEFAULT_STORE
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .choose import choose_results, read_results
+from .cka import ESTIMATORS, MIN_ROWS, UNBIASED
 from .compare import compare, describe, write_csv
-from .plots import SUFFIXES, draw_maps
+from .number_file import NUMBER_SUFFIXES, write_numbers
+from .plots import SUFFIXES, draw_maps, draw_similarity
+from .similarity import groups_of, labels, noise_to_noise, pairs, similarity, statistics_table
+from .stored_rows import Selected, select
 from .table import accuracy_maps, of_most_rows
 
 
@@ -69,6 +76,90 @@ def compare_command(results: Sequence[Path], head: str | None, seed: int, out: P
         out.parent.mkdir(parents=True, exist_ok=True)
         write_csv(comparison, out)
         click.echo(f"{len(comparison.settings)} settings in {out}")
+
+
+def _settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose rows and settings of stores."""
+    options: dict[str, dict[str, Any]] = {
+        "--features": {"type": click.IntRange(min=1), "help": "Average maps down to at most so many numbers."},
+        "--draws": {"type": ListType(parse_numbers), "help": "Only these noise draws; default: all."},
+        "--pools": {"type": ListType(parse_pools), "help": "Only these, as they are stored, or full; default: all."},
+        "--timesteps": {"type": ListType(parse_numbers), "help": "Only these; default: all."},
+        "--blocks": {
+            "type": ListType(parse_blocks),
+            "multiple": True,
+            "help": "Only these, such as 18,24 or 19@8,24@full; given again: of the next store; default: all.",
+        },
+        "--split": {"help": "Split of the rows; default: the only one that all stores have, or val, or test."},
+    }
+    for name, more in options.items():
+        command = click.option(name, **more)(command)
+    return command
+
+
+def _select(
+    stores: Sequence[str], blocks: Sequence[Any], split: str | None, n: int | None, features: int | None, **rest: Any
+) -> Selected:
+    if len(blocks) > 1 and len(blocks) != len(stores):
+        raise click.UsageError(f"--blocks is given {len(blocks)} times for {len(stores)} stores; give it once, or once a store")
+    own = [*blocks] if len(blocks) > 1 else [*(blocks or [None])] * len(stores)
+    selected = select(list(map(FeatureStore.open, stores)), [Choice(blocks=one, **rest) for one in own], split, n, features)
+    for note in selected.notes:
+        click.echo(note)
+    return selected
+
+
+def _check_suffix(path: Path, known: Sequence[str]) -> None:
+    if path.suffix not in known:
+        raise click.UsageError(f"--out {path}: files are {', '.join(known)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+@group.command("cka")
+@click.argument("stores", nargs=-1)
+@_settings
+@click.option("--n", type=click.IntRange(min=MIN_ROWS), default=2000, show_default=True, help="First so many rows.")
+@click.option("--estimator", type=click.Choice(ESTIMATORS), default=UNBIASED, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    default=["cka.png", "cka.csv"],
+    show_default=True,
+    help=f"Picture ({', '.join(SUFFIXES)}) or numbers ({', '.join(NUMBER_SUFFIXES)}); may be given again.",
+)
+def cka_command(stores: Sequence[str], estimator: str, out: Sequence[Path], **selection: Any) -> None:
+    """Similarity (linear CKA) of all settings of one or several STORES, on the rows that all have.
+
+    Default: feats.zarr. --features 4096 is the papers' way; an encoder without timesteps takes no part in --timesteps.
+    """
+    for path in out:
+        _check_suffix(path, (*SUFFIXES, *NUMBER_SUFFIXES))
+    selected = _select(stores or [DEFAULT_STORE], **selection)
+    found = similarity(selected, estimator)
+    for line in noise_to_noise(selected, found):
+        click.echo(line)
+    table = pairs(selected, found, estimator)
+    title = f"linear CKA, {estimator}, {table[0]['rows']} rows, split {table[0]['split']}"
+    for path in out:
+        if path.suffix in SUFFIXES:
+            draw_similarity(found.value, labels(selected.settings), groups_of(selected.settings), title, path)
+        else:
+            write_numbers(table, path)
+    click.echo(f"{len(selected.settings)} settings, {len(table)} pairs in {', '.join(map(str, out))}")
+
+
+@group.command("statistics")
+@click.argument("store", default=DEFAULT_STORE)
+@_settings
+@click.option("--n", type=click.IntRange(min=1), help="Only the first so many rows; default: all.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("statistics.csv"), show_default=True)
+def statistics_command(store: str, out: Path, **selection: Any) -> None:
+    """Rank, class separability, norms, sparsity and share of noise of every setting of a STORE."""
+    _check_suffix(out, NUMBER_SUFFIXES)
+    table = statistics_table(_select([store], **selection))
+    write_numbers(table, out)
+    click.echo(f"{len(table)} settings in {out}")
 
 
 def main() -> None:

@@ -73,3 +73,36 @@ def hex_colours(values: NDArray[np.float64], low: float, high: float) -> list[li
     """Colours of (rows, columns) values as ``#rrggbb``, from the darkest at ``low`` to the brightest at ``high``."""
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return [[to_hex(colour) for colour in line] for line in matplotlib.colormaps["viridis"](np.nan_to_num(scaled))]
+
+
+def draw_similarity(
+    values: NDArray[np.float64], names: Sequence[str], groups: Sequence[tuple[str, int]], title: str, path: Path
+) -> None:
+    """Draw a matrix of similarities as a heat map whose colours go from 0 to 1, and save it.
+
+    Args:
+        values: (S, S), drawn with the first setting above and on the left; below 0 has the colour of 0.
+        names: of the S settings, written beside every row and below every column.
+        groups: (name, number of settings) of consecutive settings, such as stores, with lines between.
+        title: what is drawn.
+        path: of the picture; its suffix decides the format.
+    """
+    inches = max(4.0, 0.15 * len(names))
+    figure = Figure(figsize=(inches + 2.2, inches + 1.4), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(values, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+    size = min(9, 72 * 0.72 * inches / len(names))
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(names)), names, fontsize=size)
+    axis.tick_params(length=2)
+    start = 0
+    for name, number in groups if len(groups) > 1 else ():
+        middle = start + (number - 1) / 2
+        axis.annotate(name, (1.01, middle), xycoords=("axes fraction", "data"), rotation=270, va="center", fontsize=9)
+        start += number
+        for line in (axis.axhline, axis.axvline) if start < len(names) else ():
+            line(start - 0.5, color="white", linewidth=1.5)
+    axis.set_title(title, fontsize=10)
+    label = "CKA, colours from 0 to 1" + (f"; lowest value {values.min():.2f}" if values.min() < 0 else "")
+    figure.colorbar(image, ax=axis, label=label, shrink=0.6, pad=0.04 if len(groups) > 1 else 0.02)
+    figure.savefig(path, dpi=130)

@@ -59,7 +59,7 @@ def find_test_set(line: Mapping[str, Any], store: FeatureStore) -> TestSet:
     ids, labels = store.ids(split), targets.values[split]
     trained = [store.data_id(split)] if split == "all" and line["data_id"].get("all") == store.data_id(split) else []
     there = store.keys(split)
-    own = [key for key in _keys(line) if key in there]
+    own = [key for key in settings_of(line) if key in there]
     # Rows that are left out in one setting are left out of all that a run reads, which are these or more.
     for keys in (own, there):
         if keys:
@@ -72,8 +72,8 @@ def find_test_set(line: Mapping[str, Any], store: FeatureStore) -> TestSet:
     )
 
 
-def _keys(line: Mapping[str, Any]) -> list[FeatureKey]:
-    """The settings that a result is about."""
+def settings_of(line: Mapping[str, Any]) -> list[FeatureKey]:
+    """The settings that a fit read, in order; copies apart."""
     places = [line["block"], line["timestep"], line["pool"]]
     columns = places if isinstance(line["block"], list) else [[value] for value in places]
     copy = line["draw"], line["crop"]

@@ -9,7 +9,6 @@ from typing import Any
 import click
 import numpy as np
 
-from ..probe import Results
 from ..store import FeatureStore
 from ..store.choice import Choice
 from ..store.cli import ListType, run
@@ -18,11 +17,17 @@ from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .choose import choose_results, read_results
 from .cka import ESTIMATORS, MIN_ROWS, UNBIASED
 from .compare import compare, describe, write_csv
+from .costs import add_costs
+from .curves import OVER, make_curves
 from .number_file import NUMBER_SUFFIXES, write_numbers
-from .plots import SUFFIXES, draw_maps, draw_similarity
+from .plots import SUFFIXES, draw_curves, draw_maps, draw_similarity
 from .similarity import groups_of, labels, noise_to_noise, pairs, similarity, statistics_table
 from .stored_rows import Selected, select
-from .table import accuracy_maps, of_most_rows
+from .table import AccuracyMap, accuracy_maps, of_most_rows, write_maps
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path)
+_RESULTS = Path("feats.results")
 
 
 @click.group()
@@ -31,27 +36,65 @@ def group() -> None:
     """Draw and compare what probing found."""
 
 
-@group.command("map")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("feats.results"), show_default=True)
-@click.option("--head", help="Only these heads, with commas; default: all.")
-@click.option("--pools", help="Only these pool sizes; default: all.")
-@click.option("--value", type=click.Choice(["val", "test"]), default="val", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("map.png"), show_default=True)
-def map_command(results: Path, head: str | None, pools: str | None, value: str, out: Path) -> None:
-    """Draw accuracy over block x timestep; the best setting is chosen by val, and named with its test value."""
-    try:
-        sizes = parse_pools(pools) if pools else None
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+def _of_maps(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of what is drawn from maps."""
+    for option in (
+        click.option("--csv", type=_FILE, help="Write the numbers, with their intervals, as CSV too."),
+        click.option(
+            "--store", "stores", multiple=True, help="Of results that older versions wrote: has their costs and log-SNR."
+        ),
+        click.option("--value", type=click.Choice(["val", "test"]), default="val", show_default=True),
+        click.option("--pools", type=ListType(parse_pools), help="Only these pool sizes; default: all."),
+        click.option("--head", help="Only these heads, with commas; default: all."),
+        click.option(
+            "--results", type=_FOLDER, multiple=True, default=[_RESULTS], show_default=True, help="Several side by side."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _read_maps(
+    results: Sequence[Path], head: str | None, pools: Any, stores: Sequence[str], csv: Path | None
+) -> list[AccuracyMap]:
+    found, notes = of_most_rows(add_costs(read_results(results), stores))
+    for note in notes:
+        click.echo(note)
+    maps = accuracy_maps(found, head.split(",") if head else None, pools)
+    if csv is not None:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        write_maps(maps, csv)
+    return maps
+
+
+def _picture(out: Path) -> None:
     if out.suffix not in SUFFIXES:
         raise click.UsageError(f"--out {out}: pictures are {', '.join(SUFFIXES)}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    found, notes = of_most_rows(Results(results).read())
-    for note in notes:
-        click.echo(note)
-    maps = accuracy_maps(found, head.split(",") if head else None, sizes)
+
+
+@group.command("map")
+@_of_maps
+@click.option("--out", type=_FILE, default=Path("map.png"), show_default=True)
+def map_command(value: str, out: Path, **selection: Any) -> None:
+    """Draw accuracy over block x timestep; the best setting is chosen by val, and named with its test value."""
+    _picture(out)
+    maps = _read_maps(**selection)
     draw_maps(maps, value, out)
     click.echo(f"{len(maps)} map{'s' if len(maps) > 1 else ''} in {out}")
+
+
+@group.command("curves")
+@_of_maps
+@click.option("--over", type=click.Choice(OVER), default="block", show_default=True, help="The axis.")
+@click.option("--best", is_flag=True, help="One line a head, pool and store: that of the best setting by val.")
+@click.option("--out", type=_FILE, default=Path("curves.png"), show_default=True)
+def curves_command(value: str, over: str, best: bool, out: Path, **selection: Any) -> None:
+    """Draw accuracy over blocks, a line a timestep, or over noise, a line a block, with bands of 95 % intervals."""
+    _picture(out)
+    panels = make_curves(_read_maps(**selection), over, value, best)
+    draw_curves(panels, over, value, out)
+    click.echo(f"{sum(len(panel.curves) for panel in panels)} lines in {out}")
 
 
 @group.command("compare")

@@ -13,6 +13,7 @@ from ..store import FeatureStore
 from .chart import Chart, Line
 from .compare import Comparison
 from .confusion import confusion, most_confused
+from .curves import Curve, make_curves
 from .page import Heat, Part, Picture, Pictures, Section, Table, Words
 from .table import AccuracyMap
 from .test_set import find_test_set
@@ -25,8 +26,8 @@ _EXAMPLES = 8
 
 def maps_section(maps: Sequence[AccuracyMap]) -> Section:
     """Held-out accuracy over block and timestep, a heat table a map."""
-    high = max(float(np.nanmax(one.val.value)) for one in maps)
-    low = min(float(np.nanmin(one.val.value)) for one in maps)
+    high = max(float(np.nanmax(one.val)) for one in maps)
+    low = min(float(np.nanmin(one.val)) for one in maps)
     parts = [
         Heat(
             caption=f"{one.title}: held-out top-1, %",
@@ -34,7 +35,7 @@ def maps_section(maps: Sequence[AccuracyMap]) -> Section:
             columns=["" if step is None else str(step) for step in one.timesteps],
             row_axis="block",
             column_axis="timestep",
-            values=100 * one.val.value,
+            values=100 * one.val,
             hover=[[_hover(one, row, column) for column in range(len(one.timesteps))] for row in range(len(one.blocks))],
             low=100 * low,
             high=100 * high,
@@ -51,13 +52,17 @@ def maps_section(maps: Sequence[AccuracyMap]) -> Section:
 
 
 def curves_section(maps: Sequence[AccuracyMap]) -> Section:
-    """Held-out accuracy over blocks, a line a timestep."""
-    parts = [
-        Chart(f"{one.title}: over blocks", "block", "held-out top-1, %", lines, _tags(one))
-        for one in maps
-        if (lines := [line for column in range(len(one.timesteps)) if (line := _line(one, column)) is not None])
-    ]
-    return Section("Curves", parts, "The same numbers over blocks, a line a timestep; bands are 95 % intervals.")
+    """Held-out accuracy over blocks, and over noise."""
+    axes = {"block": "block", "timestep": "timestep", "log-snr": "log-SNR (noise falls to the right)"}
+    parts = []
+    for one in maps:
+        for over, axis in axes.items():
+            if (over == "block" or one.timesteps != [None]) and (over != "log-snr" or None not in one.log_snr):
+                (panel,) = make_curves([one], over, "val")
+                lines = [_line(curve) for curve in panel.curves if len(curve.x)]
+                caption = f"{one.title}: over {axis.partition(' ')[0]}"
+                parts.append(Chart(caption, axis, "held-out top-1, %", lines, {**_tags(one), "over": over}))
+    return Section("Curves", parts, "The same numbers as lines; bands are 95 % intervals.")
 
 
 def comparison_section(comparison: Comparison) -> Section:
@@ -133,25 +138,20 @@ def _thumbnail(store: FeatureStore, split: str, row: int) -> Picture:
 
 
 def _hover(one: AccuracyMap, row: int, column: int) -> str:
-    if np.isnan(one.val.value[row, column]):
+    if np.isnan(one.val[row, column]):
         return ""
     step = "" if one.timesteps[column] is None else f", timestep {one.timesteps[column]}"
-    test = one.test
-    low, high = 100 * test.low[row, column], 100 * test.high[row, column]
+    test, low, high = (100 * grid[row, column] for grid in one.accuracy("test"))
     return (
-        f"block {one.blocks[row]}{step}: held-out {100 * one.val.value[row, column]:.2f} %, "
-        f"test {100 * test.value[row, column]:.2f} % [{low:.2f}, {high:.2f}]"
+        f"block {one.blocks[row]}{step}: held-out {100 * one.val[row, column]:.2f} %, test {test:.2f} % [{low:.2f}, {high:.2f}]"
     )
 
 
-def _line(one: AccuracyMap, column: int) -> Line | None:
-    rows = np.flatnonzero(~np.isnan(one.val.value[:, column]))
-    if not len(rows):
-        return None
-    y, low, high = (100 * numbers[rows, column] for numbers in (one.val.value, one.val.low, one.val.high))
-    name = "all" if one.timesteps[column] is None else f"t {one.timesteps[column]}"
-    hover = [_hover(one, int(row), column) for row in rows]
-    return Line(name, [one.blocks[row] for row in rows], y.tolist(), low.tolist(), high.tolist(), hover)
+def _line(curve: Curve) -> Line:
+    y, low, high = ((100 * numbers).tolist() for numbers in (curve.y, curve.low, curve.high))
+    points = zip(curve.x, y, low, high, strict=True)
+    hover = [f"{curve.label}, {x:.4g}: {middle:.2f} % [{lower:.2f}, {upper:.2f}]" for x, middle, lower, upper in points]
+    return Line(curve.label, curve.x.tolist(), y, low, high, hover)
 
 
 def _tags(one: AccuracyMap) -> dict[str, str]:

@@ -60,9 +60,9 @@ def cost_section(store: FeatureStore) -> Section:
     blocks = {block.number: block for block in store.header.blocks}
     kept = {(key.block, key.pool): store.layout(key, split).row_bytes for key in store.keys(split)}
     rows = [
-        [number, blocks[number].kind, f"{blocks[number].channels} x {blocks[number].size} x {blocks[number].size}", pool]
-        + [blocks[number].gflop, 100 * blocks[number].share, size]
+        [number, own.kind, f"{own.channels} x {own.size} x {own.size}", pool, own.gflop, 100 * own.share, size]
         for (number, pool), size in sorted(kept.items(), key=lambda item: (item[0][0], str(item[0][1])))
+        for own in [blocks[number]]
     ]
     header = ["block", "kind", "map", "pool", "GFLOP an image", "% of the network", "bytes an image"]
     about = "Of one image at one timestep: a forward pass that stops after the block, and the stored feature."

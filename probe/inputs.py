@@ -45,6 +45,29 @@ class FitInput:
         return fields | {"draw": self.keys[0].draw, "crop": self.keys[0].crop}
 
 
+def input_fields(store: FeatureStore, one: FitInput) -> dict[str, Any]:
+    """What a store knows about an input, for a result line; lists where :meth:`FitInput.fields` has lists.
+
+    Returns:
+        ``map_size``, side of the block's map; ``log_snr`` of the timestep, None where there is no noise or no timestep;
+        and what the input costs to compute and to keep, for an image that is trained on: ``gflop``, of the forward passes,
+        one a timestep, draw and crop, each to the deepest block that is read at it; ``bytes``, of the stored features.
+    """
+    train = used_splits(store)[0]
+    blocks = {block.number: block for block in store.header.blocks}
+    copies = 1 if one.copies is None else len(one.copies[train])
+    deepest: dict[int | None, float] = {}
+    for key in one.keys:
+        deepest[key.timestep] = max(deepest.get(key.timestep, 0), blocks[key.block].gflop)
+    several: dict[str, list[Any]] = {
+        "map_size": [blocks[key.block].size for key in one.keys],
+        "log_snr": [store.attributes(key, train).get("log_snr") for key in one.keys],
+    }
+    fields = {name: values[0] if len(one.keys) == 1 else values for name, values in several.items()}
+    size = sum(store.layout(key, train).row_bytes for key in one.keys)
+    return fields | {"gflop": copies * sum(deepest.values()), "bytes": copies * size}
+
+
 def make_inputs(store: FeatureStore, spec: ProbeSpec, head: str, keys: Sequence[FeatureKey]) -> list[FitInput]:
     """The inputs of all fits of a head, from the selected settings.
 

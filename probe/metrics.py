@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .bootstrap import Metrics, mean_of_ratios, with_intervals
+from .predictions import NO_CLASS
 
 ECE_BINS = 15
 _BLOCK_VALUES = 1 << 22  # scores at a time, so that temporary arrays stay small
@@ -37,6 +38,14 @@ def ranks(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np
         result[rows] = ((part > own) | ((part == own) & earlier)).sum(axis=1)
         result[rows][np.isnan(part).any(axis=1)] = NOWHERE
     return result
+
+
+def predictions(scores: NDArray[np.floating]) -> NDArray[np.int64]:
+    """(n,) class of the highest of (n, K) scores, the first of equals; ``NO_CLASS`` in a row with one that is not a number.
+
+    It is the label exactly where :func:`hits` with k = 1 has a hit.
+    """
+    return np.where(np.isnan(scores.max(axis=1)), NO_CLASS, scores.argmax(axis=1))
 
 
 def log_probabilities(scores: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -72,7 +81,7 @@ def classification_metrics(
             if a row has no probabilities, because its scores are not numbers.
     """
     n, rank = len(labels), ranks(scores, labels)
-    predicted = np.where(rank == NOWHERE, -1, scores.argmax(axis=1))  # a row without numbers is no prediction either
+    predicted = predictions(scores)
     plain = {"top1": (rank < 1).astype(np.float64), "top5": (rank < 5).astype(np.float64)}
     gaps = np.zeros((0, n))
     result: Metrics = {}

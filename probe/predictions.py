@@ -1,4 +1,4 @@
-"""What a fit said about each test row, kept compactly: hits in the result line, probabilities in a file of their own."""
+"""What a fit said about each test row, compactly: hits and misses in the result line, probabilities in a file of their own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import uuid
+import zlib
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from .errors import ProbeError
 
 FOLDER = "probabilities"
+NO_CLASS = -1  # the prediction for a row with a score that is not a number
+_MOST_SHORT = 65_535
+_AGAIN = "remove that line and run the probe again"
 
 
 def pack_hits(hits: NDArray[np.bool_]) -> str:
@@ -31,10 +35,44 @@ def unpack_hits(text: str, n: int) -> NDArray[np.bool_]:
     try:
         raw = base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ProbeError(f"hits {text[:20]!r}… are not base64 ({error}); remove that line and run the probe again") from error
+        raise ProbeError(f"hits {text[:20]!r}… are not base64 ({error}); {_AGAIN}") from error
     if len(raw) != -(-n // 8):
-        raise ProbeError(f"hits of {n} rows have {-(-n // 8)} bytes, got {len(raw)}; remove that line and run the probe again")
+        raise ProbeError(f"hits of {n} rows have {-(-n // 8)} bytes, got {len(raw)}; {_AGAIN}")
     return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=n).astype(bool)
+
+
+def pack_missed(predicted: NDArray[np.int64], classes: int) -> str:
+    """(m,) predicted classes of the missed rows, in row order, as text: base64 of zlib of little-endian numbers.
+
+    They have 16 bits, or 32 where there are more than 65,535 classes; the highest number of these bits is ``NO_CLASS``.
+
+    Args:
+        predicted: in [0, classes), or ``NO_CLASS``.
+        classes: how many classes there are.
+    """
+    if predicted.ndim != 1 or predicted.dtype.kind != "i":
+        raise ValueError(f"predicted classes are (m,) of integers, got {predicted.shape} of {predicted.dtype}")
+    if ((predicted < NO_CLASS) | (predicted >= classes)).any():
+        raise ValueError(f"of {classes} classes, got numbers from {predicted.min()} to {predicted.max()}")
+    width = "<u2" if classes <= _MOST_SHORT else "<u4"
+    return base64.b64encode(zlib.compress(predicted.astype(width).tobytes(), 9)).decode()
+
+
+def unpack_missed(text: str, m: int, classes: int) -> NDArray[np.int64]:
+    """(m,) predicted classes of ``pack_missed``. Raises ``ProbeError`` if the text is not of m rows and so many classes."""
+    width = 2 if classes <= _MOST_SHORT else 4
+    inflate = zlib.decompressobj()
+    try:
+        raw = inflate.decompress(base64.b64decode(text, validate=True), m * width + 1)  # never more than is asked for
+    except (binascii.Error, zlib.error) as error:
+        raise ProbeError(f"missed {text[:20]!r}… cannot be unpacked ({error}); {_AGAIN}") from error
+    if len(raw) != m * width or not inflate.eof:
+        raise ProbeError(f"predictions of {m} missed rows have {m * width} bytes, the text has other ones; {_AGAIN}")
+    values = np.frombuffer(raw, dtype=f"<u{width}").astype(np.int64)
+    values[values == 2 ** (8 * width) - 1] = NO_CLASS
+    if (values >= classes).any():
+        raise ProbeError(f"predictions of {classes} classes have numbers up to {values.max()}; {_AGAIN}")
+    return values
 
 
 def test_rows_digest(ids: Iterable[str], labels: NDArray[Any]) -> str:

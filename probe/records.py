@@ -15,8 +15,8 @@ from scipy.special import softmax
 from ..store import FeatureStore, canonical_json, digest
 from .fit import Fit
 from .inputs import FitInput
-from .metrics import classification_metrics, hits
-from .predictions import pack_hits
+from .metrics import classification_metrics, hits, predictions
+from .predictions import pack_hits, pack_missed
 from .protocol import Protocol, size
 from .results import result_key
 from .scoring import score_name
@@ -112,7 +112,9 @@ def _tested(fitted: Fit, targets: Targets, rng: np.random.Generator) -> dict[str
     """Metrics of the test rows by one noise draw, and of their mean over draws where there are several."""
     found = {f"test_{name}": value for name, value in _metrics(fitted, fitted.scores[0], targets, rng).items()}
     if targets.task == "classify":
-        found["test_hits"] = pack_hits(hits(fitted.scores[0], fitted.labels, 1))
+        hit = hits(fitted.scores[0], fitted.labels, 1)
+        found["test_hits"] = pack_hits(hit)
+        found["test_missed"] = pack_missed(predictions(fitted.scores[0])[~hit], len(targets.names))
     if len(fitted.scores) > 1:
         name = score_name(targets.task)
         each = [_metrics(fitted, own, targets, rng)[name] for own in fitted.scores]

@@ -18,7 +18,7 @@ from .data import Moments, ProbeData
 from .errors import FitsFailed, ProbeError
 from .fit import Fit, Material, Request, fit_torch_heads
 from .fit_numpy import FITTERS
-from .inputs import FitInput, make_inputs, read_keys, select_keys
+from .inputs import FitInput, input_fields, make_inputs, read_keys, select_keys
 from .own import load_maker
 from .predictions import test_rows_digest, write_probabilities
 from .protocol import Protocol, make_protocol, size, used_splits
@@ -218,8 +218,7 @@ def _fit_group(study: Study, group: Group, due: Sequence[Mapping[str, Any]], dat
     test = data if study.tested.store is study.store else study.tested.data(group.input)
     moments = data.moments(protocol.moments) if spec.preset.standardise else Moments.none(data.dimension)
     material = Material(data, test, moments, protocol, group.input.timesteps, spec.refit)
-    sizes = {block.number: block.size for block in study.store.header.blocks}
-    map_sizes = [sizes[key.block] for key in group.input.keys]
+    about = input_fields(study.store, group.input)
     for together in _passes(due):
         started = time.perf_counter()
         try:
@@ -228,8 +227,7 @@ def _fit_group(study: Study, group: Group, due: Sequence[Mapping[str, Any]], dat
             yield from ({**failure(fit), "error": str(error)} for fit in together)
             continue
         for fit, fitted in zip(together, made, strict=True):
-            result = make_record(fit, group.input, fitted, protocol, study.targets, study.test_rows)
-            result["map_size"] = map_sizes[0] if len(map_sizes) == 1 else map_sizes
+            result = make_record(fit, group.input, fitted, protocol, study.targets, study.test_rows) | about
             result["seconds"] = (time.perf_counter() - started) / len(together)
             if spec.save_probabilities and fitted.probabilities is not None:
                 write_probabilities(spec.results, result["key"], fitted.probabilities)

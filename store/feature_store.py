@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .contract import Storage
 from .errors import CorruptStore, IncompleteFeatures, UnknownFeatures
-from .header import RESTORE, StoreHeader, own_attributes, read_header
+from .header import RESTORE, StoreHeader, own_attributes, read_document, read_header
 from .identity import Identity
 from .journal import Journal
 from .key import FeatureKey, grids
@@ -182,6 +182,11 @@ class FeatureStore:
             known = format_numbers([block.number for block in self.header.blocks])
             raise UnknownFeatures(self.path, f"the backbone has no block {key.block}; its blocks are {known}")
         return self.header.layout(key, self.n_rows(split))
+
+    def attributes(self, key: FeatureKey, split: str) -> dict[str, Any]:
+        """What is kept with a setting's array, such as ``alpha``, ``sigma`` and ``log_snr``. Raises ``CorruptStore``."""
+        name = f"{split}/features/{key.path}/{ROOT}"
+        return dict(read_document(self.storage, name).get("attributes", {}))
 
     def wanted_rows(self, keys: Sequence[FeatureKey], split: str) -> int:
         """The first so many rows of a split that the runs which wrote these settings were asked for.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from diffssl.probe import NothingToProbe, ProbeSpec
-from diffssl.probe.inputs import FitInput, make_inputs, read_keys, select_keys
+from diffssl.probe.inputs import FitInput, input_fields, make_inputs, read_keys, select_keys
 from diffssl.store import FeatureKey, FeatureStore
 
 MakeStore = Callable[..., FeatureStore]
@@ -154,3 +155,33 @@ def test_what_is_read_of_a_split_is_what_its_copies_are(copies: FeatureStore) ->
     assert set(found["test"]) == set(draws)
     assert set(found["train"]) == {*draws, FeatureKey(1, 10, 1, crop=1)}
     assert read_keys([FitInput((draws[1],)), FitInput((draws[1], draws[0]))], ["all"]) == {"all": [draws[0], draws[1]]}
+
+
+# What an input costs
+
+
+def test_an_input_costs_the_deepest_block_of_each_timestep_and_the_bytes_of_all(small_map: FeatureStore) -> None:
+    """In the small stores a forward pass to block b is 0.1 b GFLOP; 8 channels of float16."""
+    alone = input_fields(small_map, FitInput((FeatureKey(1, 10, 2),)))
+    assert alone == {"map_size": 4, "log_snr": None, "gflop": pytest.approx(0.1), "bytes": 8 * 4 * 2}
+    keys = tuple(FeatureKey(block, t, 1) for t in (10, 90) for block in (1, 3))
+    together = input_fields(small_map, FitInput(keys))
+    assert together["map_size"] == [4, 2, 4, 2]
+    assert together["log_snr"] == [None] * 4
+    assert (together["gflop"], together["bytes"]) == (pytest.approx(0.6), 4 * 8 * 2)
+
+
+def test_mixed_copies_cost_as_many_forward_passes_as_there_are_copies_to_train_on(copies: FeatureStore) -> None:
+    wanted = spec(copies, mix_copies=True)
+    one, other = make_inputs(copies, wanted, "linear", select_keys(copies, wanted))
+    assert input_fields(copies, one)["gflop"] == pytest.approx(0.3)
+    assert input_fields(copies, one)["bytes"] == 3 * input_fields(copies, FitInput(one.keys))["bytes"]
+    assert input_fields(copies, other)["gflop"] == pytest.approx(0.2)
+
+
+def test_the_log_snr_is_that_of_the_array(small_map: FeatureStore) -> None:
+    path = Path(small_map.path) / "train/features/b1/p1/t10/zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"] = {"log_snr": 2.5}
+    path.write_text(json.dumps(document))
+    assert input_fields(small_map, FitInput((FeatureKey(1, 10, 1),)))["log_snr"] == 2.5

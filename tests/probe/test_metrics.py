@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 from diffssl.probe import classification_metrics, hits
-from diffssl.probe.metrics import log_probabilities
+from diffssl.probe.metrics import log_probabilities, predictions
+from diffssl.probe.predictions import NO_CLASS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ def test_hits_are_those_of_sorting(data: tuple[NDArray[np.float64], NDArray[np.i
 def test_the_first_hit_is_argmax(data: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
     scores, labels = data
     assert hits(scores, labels, 1).tolist() == (scores.argmax(axis=1) == labels).tolist()
+    assert hits(scores, labels, 1).tolist() == (predictions(scores) == labels).tolist()
 
 
 @settings(max_examples=60)
@@ -71,6 +73,7 @@ def test_a_score_that_is_not_a_number_is_no_hit(k: int) -> None:
     """Or a head that diverged would be the best of all."""
     labels = np.arange(9)
     assert not hits(np.full((9, 9), np.nan), labels, k).any()
+    assert (predictions(np.full((9, 9), np.nan)) == NO_CLASS).all()
     scores = np.eye(9)
     scores[3, 3] = np.nan
     assert hits(scores, labels, k).tolist() == [label != 3 for label in labels]

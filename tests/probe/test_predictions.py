@@ -1,15 +1,26 @@
-"""Hits as bits, digests of rows, probabilities in files that appear whole."""
+"""Hits as bits, misses as class numbers, digests of rows, probabilities in files that appear whole."""
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from diffssl.probe.errors import ProbeError
-from diffssl.probe.predictions import pack_hits, read_probabilities, test_rows_digest, unpack_hits, write_probabilities
+from diffssl.probe.predictions import (
+    NO_CLASS,
+    pack_hits,
+    pack_missed,
+    read_probabilities,
+    test_rows_digest,
+    unpack_hits,
+    unpack_missed,
+    write_probabilities,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -39,6 +50,49 @@ def test_hits_of_another_type_or_shape_are_refused() -> None:
 def test_damaged_hits_say_what_to_do(text: str, message: str) -> None:
     with pytest.raises(ProbeError, match=f"{message}.*run the probe again"):
         unpack_hits(text, 17)
+
+
+@given(st.data())
+def test_missed_rows_come_back(data: st.DataObject) -> None:
+    classes = data.draw(st.sampled_from([1, 2, 10, 1000, 65_534, 65_535, 65_536, 2**31]))
+    predicted = np.array(data.draw(st.lists(st.integers(NO_CLASS, classes - 1), max_size=50)), dtype=np.int64)
+    text = json.loads(json.dumps(pack_missed(predicted, classes)))
+    assert unpack_missed(text, len(predicted), classes).tolist() == predicted.tolist()
+
+
+def test_missed_rows_are_these_bytes_on_disk() -> None:
+    def raw(classes: int) -> bytes:
+        return zlib.decompress(base64.b64decode(pack_missed(np.array([1, 300, NO_CLASS]), classes)))
+
+    assert raw(65_535) == bytes([1, 0, 44, 1, 255, 255])
+    assert raw(65_536) == bytes([1, 0, 0, 0, 44, 1, 0, 0, 255, 255, 255, 255])
+
+
+@pytest.mark.parametrize("predicted", [np.array([4]), np.array([-2]), np.zeros(2), np.zeros((1, 2), dtype=int)], ids=str)
+def test_what_is_no_class_is_not_packed(predicted: NDArray[Any]) -> None:
+    with pytest.raises(ValueError, match="classes"):
+        pack_missed(predicted, 4)
+
+
+def packed(raw: bytes) -> str:
+    return base64.b64encode(zlib.compress(raw)).decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("g!A=", "cannot be unpacked"),
+        ("gYA=", "cannot be unpacked"),
+        (packed(bytes(4)), "3 missed rows have 6 bytes"),
+        (packed(bytes(1 << 20)), "3 missed rows have 6 bytes"),
+        (base64.b64encode(zlib.compress(bytes(6))[:-4]).decode(), "3 missed rows"),
+        (packed(bytes([9, 0, 1, 0, 1, 0])), "numbers up to 9"),
+    ],
+    ids=["base64", "zlib", "fewer", "more", "cut", "class"],
+)
+def test_damaged_misses_say_what_to_do(text: str, message: str) -> None:
+    with pytest.raises(ProbeError, match=f"{message}.*run the probe again"):
+        unpack_missed(text, 3, 4)
 
 
 IDS = ["a/1", "a/2", "b/1"]

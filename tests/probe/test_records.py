@@ -12,6 +12,7 @@ from diffssl.probe import ProbeSpec, make_protocol
 from diffssl.probe.fit import Fit
 from diffssl.probe.inputs import FitInput
 from diffssl.probe.metrics import classification_metrics
+from diffssl.probe.predictions import NO_CLASS, unpack_hits, unpack_missed
 from diffssl.probe.records import fit_seed, make_record, scored_record, specifications, stream_seed
 from diffssl.probe.results import result_key
 from diffssl.probe.targets import Targets, store_targets
@@ -79,6 +80,22 @@ def test_metrics_of_a_line_are_those_of_its_first_draw_and_of_the_mean_probabili
     assert "test_top1_ensemble" not in votes
 
 
+def test_a_line_has_what_was_predicted_for_every_missed_row(store: FeatureStore) -> None:
+    targets = store_targets(store, ["train", "test"])
+    protocol = make_protocol(store, {"train": [KEY], "test": [KEY]}, targets, None)
+    labels = targets.values["test"]
+    scores = np.random.default_rng(0).integers(3, size=(60, 4)).astype(float)  # many ties
+    scores[7, 2] = np.nan
+    record = make_record(specified(store)[0], FitInput((KEY,)), Fit({}, [scores], labels, False), protocol, targets, "rows")
+    hit = unpack_hits(record["test_hits"], 60)
+    wrong = unpack_missed(record["test_missed"], int((~hit).sum()), record["classes"])
+    expected = scores.argmax(axis=1)
+    expected[7] = NO_CLASS
+    assert wrong.tolist() == expected[~hit].tolist()
+    assert (expected[hit] == labels[hit]).all()
+    assert not (wrong == labels[~hit]).any()
+
+
 def test_a_line_of_numbers_has_their_metrics() -> None:
     rng = np.random.default_rng(0)
     wanted = rng.normal(size=(50, 2))
@@ -89,3 +106,4 @@ def test_a_line_of_numbers_has_their_metrics() -> None:
     assert record["test_r2"] > 0.9
     assert record["n_test"] == 50
     assert "test_hits" not in record
+    assert "test_missed" not in record

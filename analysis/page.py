@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
 import numpy as np
@@ -15,9 +15,6 @@ from PIL import Image
 
 from .chart import Chart
 from .plots import hex_colours
-
-Value = str | float | int | None
-
 
 @dataclass(frozen=True)
 class Words:
@@ -40,17 +37,17 @@ class Table:
     Attributes:
         caption: above it.
         header: names of the columns.
-        rows: numbers as numbers, so that they sort as such.
+        rows: words, numbers as numbers, so that they sort as such, and None for nothing.
         digits: decimals of floats.
     """
 
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence[Value]]
+    rows: Sequence[Sequence[Any]]
     digits: int = 4
     template = "table"
 
-    def shown(self, value: Value) -> str:
+    def shown(self, value: Any) -> str:
         """A cell's text."""
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return ""

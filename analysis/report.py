@@ -74,10 +74,10 @@ def make_report(
     return render(f"diffssl: {Path(store.path).name}", subtitle, sections)
 
 
-def read_results_of(stores: Sequence[FeatureStore], folders: Sequence[Path]) -> dict[str, list[Result]]:
+def read_results_of(stores: Sequence[FeatureStore], folders: Sequence[Path]) -> dict[str, Sequence[Result]]:
     """Lines of each folder that has any, failures left out. Raises ``NoResults`` for results of other stores."""
     known = {store.feature_id for store in stores}
-    found: dict[str, list[Result]] = {}
+    found: dict[str, Sequence[Result]] = {}
     for folder in folders:
         lines = Results(folder).read()
         others = {line["feature_id"] for line in lines} - known

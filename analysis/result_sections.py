@@ -69,7 +69,7 @@ def comparison_section(comparison: Comparison) -> Section:
     """Every head and setting against the best by held-out accuracy, on the same test rows."""
     several = len({one.results for one in comparison.settings}) > 1
     header = ["", "head", "setting", "held-out", "test", "difference", "low", "high", "adjusted p", "won", "lost"]
-    rows: list[list[str | float | int | None]] = []
+    rows: list[list[Any]] = []
     for one in comparison.settings:
         about = "; ".join(text for text in (one.setting, one.options, one.results if several else "") if text)
         is_reference = one is comparison.reference

@@ -72,7 +72,7 @@ def noise_batch(
     return noise.reshape(len(sample_ids), *shape)
 
 
-def _state(seed: int, sample_id: str, timestep: int, draw: int, crop: int) -> dict[str, Any]:
+def _state(seed: int, sample_id: str, timestep: int, draw: int, crop: int) -> Any:
     """State of a Philox generator that is keyed by a hash of everything that the noise of a sample depends on.
 
     A new state in place of a new generator, which takes as long as the numbers themselves.
@@ -84,9 +84,9 @@ def _state(seed: int, sample_id: str, timestep: int, draw: int, crop: int) -> di
 
 
 def _box_muller(
-    words: NDArray[np.uint64], buffers: Sequence[NDArray[np.float64]]
+    words: NDArray[np.uint64], buffers: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Normals of (n, 2 * pairs) numbers of 53 bits, as (n, pairs) and (n, pairs), in two of the four (n, pairs) buffers.
+    """Normals of (n, 2 * pairs) numbers of 53 bits, as (n, pairs) and (n, pairs), in two of the (4, n, pairs) buffers.
 
     Cosine and sine by exact reduction to a quarter of a turn and Taylor's series: sums and products alone, which are the
     same on every processor. numpy's own take twice as long where there is no AVX-512.

@@ -52,7 +52,7 @@ def page(*parts: Part) -> Reader:
 
 def test_everything_from_data_is_text() -> None:
     line = Line(EVIL, [1, 2], [1, 2], [0, 1], [2, 3], [EVIL, EVIL])
-    parts = [
+    parts: list[Part] = [
         Words(EVIL),
         Words(EVIL, "note"),
         Words(EVIL, "code"),

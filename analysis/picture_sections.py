@@ -1,0 +1,1 @@
+"""Sections of the report that show images: what blocks see, and nearest neighbours."""

@@ -17,7 +17,7 @@ from .statistics import noise_share, statistics
 from .stored_rows import Selected, StoredRows, draws_of
 
 _DELAY = 2  # seconds
-_HELD_BYTES = 1 << 30  # of features that are read once and kept; the rest is read for every tile
+_HELD_BYTES = 1 << 28  # of features that are read once and kept; the rest is read for every tile
 
 
 def similarity(selected: Selected, estimator: str) -> Similarity:

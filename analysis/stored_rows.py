@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..store import DiffsslError, FeatureKey, FeatureStore
 from ..store.choice import Choice, choose
+from ..store.selection import format_numbers
 
 _READ_BYTES = 1 << 25  # of rows as they are stored, at a time
 _PREFERRED = ("val", "test")  # splits, where several could be meant
@@ -120,8 +121,9 @@ def select(
         store.require(own, name, range(int(rows[-1]) + 1))
         settings += [StoredRows(store, name, key, rows) for key in own]
     if features is not None:
-        settings = [_bounded(one, features, notes) for one in settings]
-    return Selected(settings, stores[0].labels(name)[kept[0]], list(dict.fromkeys(notes)))
+        settings, more = _bounded(settings, features)
+        notes += more
+    return Selected(settings, stores[0].labels(name)[kept[0]], notes)
 
 
 def averaged(maps: NDArray[Any], side: int) -> NDArray[np.float64]:
@@ -188,17 +190,23 @@ def _matched(
     return kept, notes
 
 
-def _bounded(one: StoredRows, features: int, notes: list[str]) -> StoredRows:
-    """The setting with its maps averaged to at most so many numbers, if need be."""
-    channels, side, _ = one.store.layout(one.key, one.split).row_shape
-    if channels * side**2 <= features or side == 1:
+def _bounded(settings: Sequence[StoredRows], features: int) -> tuple[list[StoredRows], list[str]]:
+    """The settings, their maps averaged to at most so many numbers if need be; and what was done to which blocks."""
+    bounded, blocks = [], dict[str, list[int]]()
+    for one in settings:
+        channels, side, _ = one.store.layout(one.key, one.split).row_shape
+        fits = min(side, max(1, math.isqrt(features // channels)))
+        bounded.append(one if fits == side else replace(one, side=fits))
+        what = []
+        if fits < side:
+            what.append(
+                f"{one.store.path}: maps of {side}x{side} averaged to {fits}x{fits}, {channels * fits**2} numbers, in blocks"
+            )
         if channels > features:
-            notes.append(f"{one}: {channels} channels are more than {features} numbers, and stay")
-        return one
-    fits = max(1, math.isqrt(features // channels))
-    name = f"block {one.key.block}, pool {one.key.pool}"
-    notes.append(f"{one.store.path}, {name}: maps averaged to {fits}x{fits}, {channels * fits**2} numbers")
-    return replace(one, side=fits)
+            what.append(f"{one.store.path}: {channels} channels are more than {features} numbers, and stay, in blocks")
+        for text in what:
+            blocks.setdefault(text, []).append(one.key.block)
+    return bounded, [f"{text} {format_numbers(numbers)}" for text, numbers in blocks.items()]
 
 
 def draws_of(settings: Sequence[StoredRows]) -> Mapping[tuple[str, FeatureKey], list[int]]:

@@ -106,9 +106,8 @@ def main(settings: int, rows: int, width: int, sample: int) -> None:
         f"{settings} settings x {rows} rows x {width} numbers, {2e-6 * settings * rows * width:.0f} MB: {len(all_pairs)} pairs"
     )
     print(f"diffssl     {processor:8.1f} s of the processor, {wall:.1f} s by the clock, peak {peak:.0f} MiB, with intervals")
-    print(
-        f"plain loop  {loop:8.1f} s of the processor, from {len(pairs)} pairs; its features alone {8e-6 * settings * rows * width:.0f} MB"
-    )
+    held = 8e-6 * settings * rows * width
+    print(f"plain loop  {loop:8.1f} s of the processor, from {len(pairs)} pairs; its features alone {held:.0f} MB")
     print(f"plain loop / diffssl {loop / processor:.2f}; largest difference of the sampled pairs {difference:.1e}")
 
 

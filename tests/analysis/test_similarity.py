@@ -67,10 +67,8 @@ def test_noise_to_noise_is_the_cka_between_draws(real: Selected) -> None:
     lines = noise_to_noise(real, found)
     assert len(lines) == 4
     path = real.settings[0].store.path
-    assert (
-        lines[0]
-        == f"between draws: {path}, block 19, timestep 10, pool 1: {found.value[0, 1]:.3f} [{found.low[0, 1]:.3f}, {found.high[0, 1]:.3f}]"
-    )
+    ends = f"[{found.low[0, 1]:.3f}, {found.high[0, 1]:.3f}]"
+    assert lines[0] == f"between draws: {path}, block 19, timestep 10, pool 1: {found.value[0, 1]:.3f} {ends}"
     values = [float(line.split(": ")[-1].split()[0]) for line in lines]
     assert values[0] > values[1]  # more noise, less in common
     assert values[2] > values[3]

@@ -113,7 +113,8 @@ def select(
     kept, notes = _matched(stores, keys, name)
     whole = len(kept[0])
     kept = [rows[:n] for rows in kept]
-    what = f"{sum(map(len, keys))} settings" + (f" of {len(stores)} stores" if len(stores) > 1 else "")
+    count = sum(map(len, keys))
+    what = f"{count} setting{'s' if count > 1 else ''}" + (f" of {len(stores)} stores" if len(stores) > 1 else "")
     size = "all" if len(kept[0]) == whole else f"the first {len(kept[0])} of"
     notes.append(f"{what}, split {name}, {size} {whole} rows" + ("" if size == "all" else ", a random sample"))
     settings = []
@@ -170,7 +171,7 @@ def _matched(
     ]
     kept = [np.delete(np.arange(stop), sorted(left)) for stop, left in zip(wanted, bad, strict=True)]
     notes = [
-        f"{store.path}: {len(left)} rows that could not be read in one of the settings are left out of all"
+        f"{store.path}: rows that could not be decoded for one of the settings, left out of all: {len(left)}"
         for store, left in zip(stores, bad, strict=True)
         if left
     ]
@@ -179,7 +180,7 @@ def _matched(
         common = set(ids[0]).intersection(*ids[1:])
         kept = [rows[[one in common for one in own]] for rows, own in zip(kept, ids, strict=True)]
         notes += [
-            f"{store.path}: {len(own) - len(common)} of {len(own)} rows are not in every store and are dropped"
+            f"{store.path}: rows that are not in every store, dropped: {len(own) - len(common)} of {len(own)}"
             for store, own in zip(stores, ids, strict=True)
             if len(own) > len(common)
         ]

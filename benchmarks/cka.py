@@ -67,7 +67,7 @@ def make_store(path: Path, settings: int, rows: int, width: int) -> FeatureStore
 
 def centred(store: FeatureStore, number: int) -> NDArray[np.float64]:
     x = store.read(FeatureKey(number + 1, 10, 1), "all").reshape(store.n_rows("all"), -1).astype(np.float64)
-    return x - x.mean(axis=0)
+    return np.asarray(x - x.mean(axis=0))
 
 
 def plain(store: FeatureStore, pairs: list[tuple[int, int]]) -> tuple[list[float], list[float], list[float]]:

@@ -274,8 +274,8 @@ def test_similarity_between_stores(two_stores: list[Path], tmp_path: Path) -> No
     result = CliRunner().invoke(group, ["cka", *arguments, *more, *(word for one in out for word in ("--out", one))])
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
-        f"{two_stores[0]}: 50 of 100 rows are not in every store and are dropped",
-        f"{two_stores[1]}: 30 of 80 rows are not in every store and are dropped",
+        f"{two_stores[0]}: rows that are not in every store, dropped: 50 of 100",
+        f"{two_stores[1]}: rows that are not in every store, dropped: 30 of 80",
         "3 settings of 2 stores, split test, the first 40 of 50 rows, a random sample",
         f"{two_stores[0]}: maps of 2x2 averaged to 1x1, 8 numbers, in blocks 1,2",
         f"3 settings, 6 pairs in {', '.join(out)}",

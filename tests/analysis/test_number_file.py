@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffssl.analysis.number_file import MissingPackage, write_numbers
+from diffssl.analysis.number_file import MissingPackage, require_writer, write_numbers
 
 ROWS: list[dict[str, Any]] = [
     {"store": "a, b.zarr", "timestep": 10, "pool": 1, "value": 0.1 + 0.2},
@@ -34,6 +34,8 @@ def test_parquet_has_types_and_nulls(tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingPackage, match=r"pip install 'diffssl\[hf\]'"):
-        write_numbers(ROWS, tmp_path / "a.parquet")
+    require_writer(tmp_path / "a.csv")
+    for action in (require_writer, lambda path: write_numbers(ROWS, path)):
+        with pytest.raises(MissingPackage, match=r"pip install 'diffssl\[hf\]'"):
+            action(tmp_path / "a.parquet")
     assert not list(tmp_path.iterdir())

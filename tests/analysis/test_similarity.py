@@ -48,11 +48,11 @@ def test_every_pair_has_a_row(real: Selected) -> None:
     found = similarity(real, "unbiased")
     table = pairs(real, found, "unbiased")
     assert len(table) == 8 * 9 // 2
-    first = {name: table[1][name] for name in list(table[1])[:10]}
+    first = {name: table[1][name] for name in list(table[1])[:12]}
     path = real.settings[0].store.path
     assert first == {
-        "store_a": path, "block_a": 19, "timestep_a": 10, "pool_a": 1, "draw_a": 0,
-        "store_b": path, "block_b": 19, "timestep_b": 10, "pool_b": 1, "draw_b": 1,
+        "store_a": path, "block_a": 19, "timestep_a": 10, "pool_a": 1, "draw_a": 0, "features_a": 128,
+        "store_b": path, "block_b": 19, "timestep_b": 10, "pool_b": 1, "draw_b": 1, "features_b": 128,
     }  # fmt: skip
     assert table[1]["value"] == found.value[0, 1]
     assert table[1]["low"] < table[1]["value"] < table[1]["high"]

@@ -44,7 +44,7 @@ def test_all_rows_of_all_settings_by_default(make_store: MakeStore) -> None:
 def test_the_first_rows_are_a_random_sample(make_store: MakeStore) -> None:
     selected = select([make_store({"train": 150}, [A])], [ALL], None, 40)
     assert selected.settings[0].rows.tolist() == list(range(40))
-    assert selected.notes == ["1 settings, split train, the first 40 of 150 rows, a random sample"]
+    assert selected.notes == ["1 setting, split train, the first 40 of 150 rows, a random sample"]
 
 
 def test_a_row_left_out_of_one_setting_is_left_out_of_all(make_store: MakeStore) -> None:
@@ -54,7 +54,7 @@ def test_a_row_left_out_of_one_setting_is_left_out_of_all(make_store: MakeStore)
     assert [one.shape[0] for one in selected.settings] == [95, 95]
     assert not set(store.ids("train")[selected.settings[0].rows]) & set(names[:5])
     assert all(np.isfinite(one[:]).all() for one in selected.settings)
-    assert selected.notes[0].endswith("5 rows that could not be read in one of the settings are left out of all")
+    assert selected.notes[0].endswith("rows that could not be decoded for one of the settings, left out of all: 5")
     alone = select([store], [Choice(blocks={1: set()})], None, None)
     assert len(alone.labels) == 97
 
@@ -72,9 +72,9 @@ def test_rows_of_stores_are_matched_by_their_ids(make_store: MakeStore) -> None:
     np.testing.assert_array_equal(selected.settings[0][3:9], expected[3:9])
     np.testing.assert_array_equal(selected.labels, one.labels("train")[selected.settings[0].rows])
     assert selected.notes == [
-        f"{other.path}: 1 rows that could not be read in one of the settings are left out of all",
-        f"{one.path}: 101 of 120 rows are not in every store and are dropped",
-        f"{other.path}: 40 of 59 rows are not in every store and are dropped",
+        f"{other.path}: rows that could not be decoded for one of the settings, left out of all: 1",
+        f"{one.path}: rows that are not in every store, dropped: 101 of 120",
+        f"{other.path}: rows that are not in every store, dropped: 40 of 59",
         "3 settings of 2 stores, split train, all 19 rows",
     ]
 

@@ -19,7 +19,7 @@ from .cka import ESTIMATORS, MIN_ROWS, UNBIASED
 from .compare import compare, describe, write_csv
 from .costs import add_costs
 from .curves import OVER, make_curves
-from .number_file import NUMBER_SUFFIXES, write_numbers
+from .number_file import NUMBER_SUFFIXES, require_writer, write_numbers
 from .plots import SUFFIXES, draw_curves, draw_maps, draw_similarity
 from .similarity import groups_of, labels, noise_to_noise, pairs, similarity, statistics_table
 from .stored_rows import Selected, select
@@ -155,6 +155,7 @@ def _select(
 def _check_suffix(path: Path, known: Sequence[str]) -> None:
     if path.suffix not in known:
         raise click.UsageError(f"--out {path}: files are {', '.join(known)}")
+    require_writer(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -198,7 +199,10 @@ def cka_command(stores: Sequence[str], estimator: str, out: Sequence[Path], **se
 @click.option("--n", type=click.IntRange(min=1), help="Only the first so many rows; default: all.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("statistics.csv"), show_default=True)
 def statistics_command(store: str, out: Path, **selection: Any) -> None:
-    """Rank, class separability, norms, sparsity and share of noise of every setting of a STORE."""
+    """Rank, class separability, norms, sparsity and share of noise of every setting of a STORE, a line each.
+
+    docs/analysis.md defines them. They take a matrix of the numbers of a row squared: --features bounds those of maps.
+    """
     _check_suffix(out, NUMBER_SUFFIXES)
     table = statistics_table(_select([store], **selection))
     write_numbers(table, out)

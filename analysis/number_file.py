@@ -16,6 +16,12 @@ class MissingPackage(DiffsslError):
     """A format needs a package that is not installed."""
 
 
+def require_writer(path: Path) -> None:
+    """Raise ``MissingPackage`` if :func:`write_numbers` would, before there is something to lose."""
+    if path.suffix == ".parquet":
+        _parquet()
+
+
 def write_numbers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows that have the same names; None is an empty field of CSV, a null of Parquet.
 
@@ -36,12 +42,17 @@ def write_numbers(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    pyarrow, parquet = _parquet()
+    parquet.write_table(pyarrow.table({name: _column(rows, name) for name in rows[0]}), path)
+
+
+def _parquet() -> tuple[Any, Any]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise MissingPackage("Parquet is written by pyarrow: pip install 'diffssl[hf]', or choose a .csv file") from error
-    parquet.write_table(pyarrow.table({name: _column(rows, name) for name in rows[0]}), path)
+    return pyarrow, parquet
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:

@@ -16,6 +16,7 @@ from PIL import Image
 from .chart import Chart
 from .plots import hex_colours
 
+
 @dataclass(frozen=True)
 class Words:
     """A paragraph; ``note`` for what is missing and how to get it, ``code`` for what is typed.

@@ -13,11 +13,11 @@ import numpy as np
 from ..store.progress import progress_bar
 from .cka import Similarity, cka
 from .rows import Rows
-from .statistics import noise_share, statistics
+from .statistics import check_width, noise_share, statistics
 from .stored_rows import Selected, StoredRows, draws_of
 
 _DELAY = 2  # seconds
-_HELD_BYTES = 1 << 30  # of features that are read once and kept; the rest is read for every tile
+_HELD_BYTES = 1 << 28  # of features that are read once and kept; the rest is read for every tile
 
 
 def similarity(selected: Selected, estimator: str) -> Similarity:
@@ -67,6 +67,8 @@ def noise_to_noise(selected: Selected, found: Similarity) -> list[str]:
 def statistics_table(selected: Selected) -> list[dict[str, Any]]:
     """A row a setting: what it is, and its statistics; noise by all its draws. Raises as :func:`statistics`."""
     settings = selected.settings
+    for one in settings:
+        check_width(one, str(one))
     noise: dict[int, float | None] = {}
     rows: list[dict[str, Any]] = []
     with progress_bar(len(settings), " settings", "statistics", _DELAY) as bar:
@@ -80,8 +82,9 @@ def statistics_table(selected: Selected) -> list[dict[str, Any]]:
 
 
 def _names(one: StoredRows) -> dict[str, Any]:
-    key = one.key
-    return {"store": one.store.path, "block": key.block, "timestep": key.timestep, "pool": key.pool, "draw": key.draw}
+    key, path = one.key, one.store.path
+    own = {"store": path, "block": key.block, "timestep": key.timestep, "pool": key.pool, "draw": key.draw}
+    return {**own, "features": one.shape[1]}
 
 
 def labels(settings: Sequence[StoredRows]) -> list[str]:

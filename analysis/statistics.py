@@ -66,10 +66,7 @@ def statistics(features: Rows, labels: NDArray[np.integer], *, chunk_bytes: int 
         raise ValueError(
             f"statistics are of features (n, d) and labels (n,) with n > 0, got {features.shape} and {labels.shape}"
         )
-    if d > MAX_FEATURES:
-        raise Degenerate(
-            f"{d} features are more than {MAX_FEATURES}; average the maps to fewer numbers (--features {MAX_FEATURES})"
-        )
+    check_width(features, "these features")
     shift = float64(features, slice(0, 1))[0]
     total, products = np.zeros(d), np.zeros((d, d))
     class_sums = np.zeros((int(labels.max()) + 1, d))
@@ -99,6 +96,15 @@ def statistics(features: Rows, labels: NDArray[np.integer], *, chunk_bytes: int 
         norm_deviation=float(norms.std()),
         sparsity=float(defined.mean()) if len(defined) else None,
     )
+
+
+def check_width(features: Rows, name: str) -> None:
+    """Raise ``Degenerate`` if :func:`statistics` refuses features for their number; ``name`` is for the message."""
+    d = features.shape[1]
+    if d > MAX_FEATURES:
+        raise Degenerate(
+            f"{name}: {d} numbers a row are more than {MAX_FEATURES}; average maps down with --features {MAX_FEATURES}"
+        )
 
 
 def effective_rank(values: Float) -> float | None:

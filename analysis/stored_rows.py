@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..store import DiffsslError, FeatureKey, FeatureStore
 from ..store.choice import Choice, choose
+from ..store.selection import format_numbers
 
 _READ_BYTES = 1 << 25  # of rows as they are stored, at a time
 _PREFERRED = ("val", "test")  # splits, where several could be meant
@@ -112,7 +113,8 @@ def select(
     kept, notes = _matched(stores, keys, name)
     whole = len(kept[0])
     kept = [rows[:n] for rows in kept]
-    what = f"{sum(map(len, keys))} settings" + (f" of {len(stores)} stores" if len(stores) > 1 else "")
+    count = sum(map(len, keys))
+    what = f"{count} setting{'s' if count > 1 else ''}" + (f" of {len(stores)} stores" if len(stores) > 1 else "")
     size = "all" if len(kept[0]) == whole else f"the first {len(kept[0])} of"
     notes.append(f"{what}, split {name}, {size} {whole} rows" + ("" if size == "all" else ", a random sample"))
     settings = []
@@ -120,8 +122,9 @@ def select(
         store.require(own, name, range(int(rows[-1]) + 1))
         settings += [StoredRows(store, name, key, rows) for key in own]
     if features is not None:
-        settings = [_bounded(one, features, notes) for one in settings]
-    return Selected(settings, stores[0].labels(name)[kept[0]], list(dict.fromkeys(notes)))
+        settings, more = _bounded(settings, features)
+        notes += more
+    return Selected(settings, stores[0].labels(name)[kept[0]], notes)
 
 
 def averaged(maps: NDArray[Any], side: int) -> NDArray[np.float64]:
@@ -168,7 +171,7 @@ def _matched(
     ]
     kept = [np.delete(np.arange(stop), sorted(left)) for stop, left in zip(wanted, bad, strict=True)]
     notes = [
-        f"{store.path}: {len(left)} rows that could not be read in one of the settings are left out of all"
+        f"{store.path}: rows that could not be decoded for one of the settings, left out of all: {len(left)}"
         for store, left in zip(stores, bad, strict=True)
         if left
     ]
@@ -177,7 +180,7 @@ def _matched(
         common = set(ids[0]).intersection(*ids[1:])
         kept = [rows[[one in common for one in own]] for rows, own in zip(kept, ids, strict=True)]
         notes += [
-            f"{store.path}: {len(own) - len(common)} of {len(own)} rows are not in every store and are dropped"
+            f"{store.path}: rows that are not in every store, dropped: {len(own) - len(common)} of {len(own)}"
             for store, own in zip(stores, ids, strict=True)
             if len(own) > len(common)
         ]
@@ -188,17 +191,23 @@ def _matched(
     return kept, notes
 
 
-def _bounded(one: StoredRows, features: int, notes: list[str]) -> StoredRows:
-    """The setting with its maps averaged to at most so many numbers, if need be."""
-    channels, side, _ = one.store.layout(one.key, one.split).row_shape
-    if channels * side**2 <= features or side == 1:
+def _bounded(settings: Sequence[StoredRows], features: int) -> tuple[list[StoredRows], list[str]]:
+    """The settings, their maps averaged to at most so many numbers if need be; and what was done to which blocks."""
+    bounded, blocks = [], dict[str, list[int]]()
+    for one in settings:
+        channels, side, _ = one.store.layout(one.key, one.split).row_shape
+        fits = min(side, max(1, math.isqrt(features // channels)))
+        bounded.append(one if fits == side else replace(one, side=fits))
+        what = []
+        if fits < side:
+            what.append(
+                f"{one.store.path}: maps of {side}x{side} averaged to {fits}x{fits}, {channels * fits**2} numbers, in blocks"
+            )
         if channels > features:
-            notes.append(f"{one}: {channels} channels are more than {features} numbers, and stay")
-        return one
-    fits = max(1, math.isqrt(features // channels))
-    name = f"block {one.key.block}, pool {one.key.pool}"
-    notes.append(f"{one.store.path}, {name}: maps averaged to {fits}x{fits}, {channels * fits**2} numbers")
-    return replace(one, side=fits)
+            what.append(f"{one.store.path}: {channels} channels are more than {features} numbers, and stay, in blocks")
+        for text in what:
+            blocks.setdefault(text, []).append(one.key.block)
+    return bounded, [f"{text} {format_numbers(numbers)}" for text, numbers in blocks.items()]
 
 
 def draws_of(settings: Sequence[StoredRows]) -> Mapping[tuple[str, FeatureKey], list[int]]:

@@ -83,9 +83,7 @@ def _state(seed: int, sample_id: str, timestep: int, draw: int, crop: int) -> An
     return {**_FRESH, "state": {"counter": counter, "key": np.frombuffer(key, dtype="<u8").astype(np.uint64)}}
 
 
-def _box_muller(
-    words: NDArray[np.uint64], buffers: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _box_muller(words: NDArray[np.uint64], buffers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Normals of (n, 2 * pairs) numbers of 53 bits, as (n, pairs) and (n, pairs), in two of the (4, n, pairs) buffers.
 
     Cosine and sine by exact reduction to a quarter of a turn and Taylor's series: sums and products alone, which are the

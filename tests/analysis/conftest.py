@@ -1,13 +1,15 @@
-"""Results as probing writes them, without probing."""
+"""Results as probing writes them, without probing, and a store of real features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from diffssl.probe.predictions import pack_hits, test_rows_digest
+from diffssl.store import FeatureStore
 from numpy.typing import NDArray
 
 
@@ -57,3 +59,14 @@ def tested(line: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]
         return line(block, more.pop("timestep", 10), val, float(hits.mean()), **kept | more)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def real_store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """Features of 64 digits by the bundled model: blocks 19 (pool 1) and 24 (whole maps), 2 timesteps, 2 draws."""
+    from diffssl.extract import ExtractSpec, extract
+
+    path: Path = tmp_path_factory.mktemp("real") / "feats.zarr"
+    blocks: dict[int, set[int | str]] = {19: {1}, 24: {"full"}}
+    extract(ExtractSpec(blocks, [10, 300], store=path, limit=64, draws=2, device="cpu"))
+    return FeatureStore.open(path)

@@ -32,7 +32,7 @@ def written_out(x: NDArray[Any], y: NDArray[Any], estimator: str) -> float:
         return float((np.trace(k @ other) + sums - 2 / (n - 2) * (ones @ k @ other @ ones)) / (n * (n - 3)))
 
     k, other = x @ x.T, y @ y.T
-    return hsic(k, other) / np.sqrt(hsic(k, k) * hsic(other, other))
+    return float(hsic(k, other) / np.sqrt(hsic(k, k) * hsic(other, other)))
 
 
 def table(features: list[NDArray[Any]], estimator: str) -> Float:

@@ -1,4 +1,4 @@
-"""``diffssl-analyze map | compare``: from results to a picture, and to what differs."""
+"""``diffssl-analyze map | compare | cka | statistics``: from results and stores to pictures and tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from diffssl.analysis.cli import compare_command, group, main, map_command
+from diffssl.analysis.cli import cka_command, compare_command, group, main, map_command, statistics_command
 from diffssl.probe import ProbeSpec, Results
 from diffssl.probe.study import probe
 from diffssl.store import FeatureKey, FeatureStore
@@ -141,7 +141,9 @@ def test_a_damaged_line_is_one_message_that_names_it(folder: Path, program: Run,
     assert f"{path}, line 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [map_command, compare_command], ids=["map", "compare"])
+@pytest.mark.parametrize(
+    "command", [map_command, compare_command, cka_command, statistics_command], ids=["map", "compare", "cka", "statistics"]
+)
 def test_help_and_version(program: Run, capsys: pytest.CaptureFixture[str], command: click.Command) -> None:
     assert program(main, str(command.name), "--help") == 0
     text = capsys.readouterr().out
@@ -237,3 +239,112 @@ def test_results_of_an_older_version_say_to_probe_again(
 def test_analysis_needs_no_backbone() -> None:
     code = "import sys; sys.modules['guided_diffusion'] = sys.modules['diffssl.extract'] = None; import diffssl.analysis.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def two_stores(make_store: MakeStore) -> list[Path]:
+    """One store with two draws, and one of an encoder; half of their rows are the same."""
+    keys = [FeatureKey(block, step, 2, draw) for block in (1, 2) for step in (10, 90) for draw in (0, 1)]
+    one = make_store({"train": 128, "test": 100}, keys)
+    ids = [str(name) for name in one.ids("test")[:50]] + [f"c00/other-{i}" for i in range(30)]
+    other = make_store({"test": ids}, [FeatureKey(1, None, 1), FeatureKey(3, None, 1)], name="vit.zarr", seed=1)
+    return [Path(one.path), Path(other.path)]
+
+
+def test_similarity_of_the_default_store(two_stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(two_stores[0].parent)
+    result = CliRunner().invoke(group, ["cka"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "8 settings, split test, all 100 rows"
+    assert [line.split(": ")[0] for line in lines[1:5]] == ["between draws"] * 4
+    assert lines[5:] == ["8 settings, 36 pairs in cka.png, cka.csv"]
+    with Image.open("cka.png") as image:
+        assert image.format == "PNG"
+    with Path("cka.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 36
+    assert rows[0]["value"] == "1.0"
+
+
+def test_similarity_between_stores(two_stores: list[Path], tmp_path: Path) -> None:
+    out = [str(tmp_path / "new" / name) for name in ("cka.svg", "cka.csv")]
+    arguments = [*map(str, two_stores), "--blocks", "1-2", "--blocks", "3", "--timesteps", "90", "--draws", "0"]
+    more = ["--estimator", "biased", "--n", "40", "--features", "10", "--split", "test"]
+    result = CliRunner().invoke(group, ["cka", *arguments, *more, *(word for one in out for word in ("--out", one))])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        f"{two_stores[0]}: rows that are not in every store, dropped: 50 of 100",
+        f"{two_stores[1]}: rows that are not in every store, dropped: 30 of 80",
+        "3 settings of 2 stores, split test, the first 40 of 50 rows, a random sample",
+        f"{two_stores[0]}: maps of 2x2 averaged to 1x1, 8 numbers, in blocks 1,2",
+        f"3 settings, 6 pairs in {', '.join(out)}",
+    ]
+    assert Path(out[0]).read_text().lstrip().startswith("<?xml")
+    with open(out[1], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["store_b"], row["block_b"], row["timestep_b"]) for row in rows[:3]] == [
+        (str(two_stores[0]), "1", "90"),
+        (str(two_stores[0]), "2", "90"),
+        (str(two_stores[1]), "3", ""),
+    ]
+    assert {(row["rows"], row["estimator"]) for row in rows} == {("40", "biased")}
+
+
+def test_statistics_of_a_store(two_stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(two_stores[0].parent)
+    result = CliRunner().invoke(group, ["statistics", "--split", "train", "--blocks", "2", "--pools", "2", "--n", "100"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "4 settings, split train, the first 100 of 128 rows, a random sample",
+        "4 settings in statistics.csv",
+    ]
+    with Path("statistics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["block"], row["timestep"], row["draw"], row["features"]) for row in rows] == [
+        ("2", step, draw, "32") for step in ("10", "90") for draw in ("0", "1")
+    ]
+    assert all(float(row[name]) > 0 for row in rows for name in ("effective_rank", "fisher_ratio", "noise_share"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["cka", "none.zarr"], 1, "there is no feature store here"),
+        (["cka", "--split", "all"], 1, "there is no split 'all'"),
+        (["cka", "--blocks", "9"], 1, "there is no block 9"),
+        (["cka", "--draws", "7"], 1, "there is no draw 7"),
+        (["cka", "--blocks", "1", "--blocks", "2"], 2, "--blocks is given 2 times for 1 stores"),
+        (["cka", "--n", "3"], 2, "3 is not in the range x>=4"),
+        (["cka", "--estimator", "rbf"], 2, "'rbf' is not one of 'biased', 'unbiased'"),
+        (["cka", "--out", "cka.txt"], 2, "files are .png, .svg, .pdf, .csv, .parquet"),
+        (["cka", "--features", "0"], 2, "0 is not in the range"),
+        (["statistics", "none.zarr"], 1, "there is no feature store here"),
+        (["statistics", "--out", "statistics.png"], 2, "files are .csv, .parquet"),
+    ],
+    ids=str,
+)
+def test_errors_about_stores_are_told(
+    two_stores: list[Path],
+    program: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(two_stores[0].parent)
+    assert program(main, *arguments) == code
+    assert message in capsys.readouterr().err
+    assert not list(Path().glob("cka.*"))
+
+
+def test_a_setting_that_does_not_vary_is_one_message(
+    make_store: MakeStore, program: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store({"train": 60}, features=lambda _key, _split, labels: np.ones((len(labels), 8, 1, 1)))
+    assert program(main, "cka", store.path) == 1
+    assert (
+        f"Error: {store.path}, block 1, timestep 10, pool 1: the features are the same in all 60 rows"
+        in capsys.readouterr().err
+    )

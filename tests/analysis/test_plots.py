@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from diffssl.analysis import AccuracyMap, accuracy_maps
-from diffssl.analysis.plots import draw_maps
+from diffssl.analysis.plots import draw_maps, draw_similarity
 from PIL import Image
 
 Line = Callable[..., dict[str, Any]]
@@ -110,3 +110,34 @@ def test_an_encoder_without_timesteps_is_one_column(line: Line, tmp_path: Path) 
     assert "timestep" not in found
     assert "None" not in " ".join(found)
     assert "best by val: block 7: test 62.5 %" in " ".join(found)
+
+
+def draw(size: int, path: Path, groups: list[tuple[str, int]], low: float = 0.0) -> list[str]:
+    values = np.full((size, size), 0.5)
+    values[0, -1] = low
+    draw_similarity(values, [f"b{i} t90" for i in range(size)], groups, "linear CKA, 2000 rows", path)
+    return texts(path) if path.suffix == ".svg" else []
+
+
+def test_a_similarity_names_every_setting_twice_and_its_scale(tmp_path: Path) -> None:
+    found = draw(100, tmp_path / "cka.svg", [("feats.zarr", 100)])
+    assert all(found.count(f"b{i} t90") == 2 for i in range(100))
+    assert "linear CKA, 2000 rows" in found
+    assert "CKA, colours from 0 to 1" in found
+    assert "feats.zarr" not in found
+
+
+def test_names_of_a_hundred_settings_do_not_overlap(tmp_path: Path) -> None:
+    draw(100, tmp_path / "cka.png", [("feats.zarr", 100)])
+    with Image.open(tmp_path / "cka.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.shape[0] / 100 > 15
+    names = np.any(pixels[:, : pixels.shape[1] // 40] < 128, axis=1)  # lines of the picture with ink of names of rows
+    assert np.count_nonzero(names[1:] & ~names[:-1]) >= 95
+
+
+def test_stores_are_named_and_parted_and_values_below_the_scale_are_told(tmp_path: Path) -> None:
+    found = draw(6, tmp_path / "cka.svg", [("feats.zarr", 4), ("vit.zarr", 2)], low=-0.25)
+    assert {"feats.zarr", "vit.zarr", "CKA, colours from 0 to 1; lowest value -0.25"} <= set(found)
+    plain = draw(6, tmp_path / "one.svg", [("feats.zarr", 6)])
+    assert not {"feats.zarr", "vit.zarr"} & set(plain)

@@ -1,6 +1,7 @@
 """From stores and results to tables and pictures."""
 
-from .compare import Comparison, DifferentRows, compare
+from .compare import Comparison, Guideline, compare, guideline
+from .paired import DifferentRows
 from .table import AccuracyMap, NoResults, accuracy_maps
 
-__all__ = ["AccuracyMap", "Comparison", "DifferentRows", "NoResults", "accuracy_maps", "compare"]
+__all__ = ["AccuracyMap", "Comparison", "DifferentRows", "Guideline", "NoResults", "accuracy_maps", "compare", "guideline"]

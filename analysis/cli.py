@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,24 @@ from ..store.choice import Choice
 from ..store.cli import ListType, run
 from ..store.feature_store import DEFAULT_STORE
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
+from .by_class import best_by_class
+from .by_class import describe as describe_classes
+from .by_class import write_csv as write_classes
 from .choose import choose_results, read_results
 from .cka import ESTIMATORS, MIN_ROWS, UNBIASED
 from .compare import compare, describe, write_csv
+from .complement import complement
+from .complement import describe as describe_complement
+from .complement import write_csv as write_complement
 from .costs import add_costs
 from .curves import OVER, make_curves
 from .number_file import NUMBER_SUFFIXES, require_writer, write_numbers
+from .paired import paired_settings
 from .plots import SUFFIXES, draw_curves, draw_maps, draw_similarity
 from .similarity import groups_of, labels, noise_to_noise, pairs, similarity, statistics_table
 from .stored_rows import Selected, select
 from .table import AccuracyMap, accuracy_maps, of_most_rows, write_maps
+from .test_set import find_test_set
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path)
@@ -98,20 +107,23 @@ def curves_command(value: str, over: str, best: bool, out: Path, **selection: An
 
 
 @group.command("compare")
-@click.argument("results", type=click.Path(path_type=Path), nargs=-1)
+@click.argument("results", type=_FOLDER, nargs=-1)
 @click.option("--head", help="Only these heads, with commas; default: all.")
 @click.option("--blocks", type=ListType(parse_blocks), help="Only these, such as 18,24 or 1-37 or 19@8,24@full; default: all.")
 @click.option("--timesteps", type=ListType(parse_numbers), help="Only these; default: all.")
 @click.option("--pools", type=ListType(parse_pools), help="Only these; default: all.")
+@click.option("--store", "stores", multiple=True, help="Of results that older versions wrote: has their costs.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the resampled test rows.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all rows of the table as CSV too.")
-def compare_command(results: Sequence[Path], head: str | None, seed: int, out: Path | None, **selection: Any) -> None:
+@click.option("--out", type=_FILE, help="Write all rows of the table as CSV too.")
+def compare_command(
+    results: Sequence[Path], head: str | None, stores: Sequence[str], seed: int, out: Path | None, **selection: Any
+) -> None:
     """Test on the same test rows which settings and heads differ from the best by val, corrected for all comparisons.
 
     RESULTS are folders of results, of one store or several with the same test rows; default: feats.results.
     """
     heads = head.split(",") if head else None
-    lines = read_results(results or [Path("feats.results")])
+    lines = add_costs(read_results(results or [_RESULTS]), stores)
     comparison = compare(choose_results(lines, heads, **selection), np.random.default_rng(seed))
     for line in describe(comparison):
         click.echo(line)
@@ -119,6 +131,56 @@ def compare_command(results: Sequence[Path], head: str | None, seed: int, out: P
         out.parent.mkdir(parents=True, exist_ok=True)
         write_csv(comparison, out)
         click.echo(f"{len(comparison.settings)} settings in {out}")
+
+
+@group.command("complement")
+@click.argument("results", type=_FOLDER, nargs=-1)
+@click.option("--head", help="Only these heads, with commas; default: all.")
+@click.option("--blocks", type=ListType(parse_blocks), help="Only these; default: all.")
+@click.option("--timesteps", type=ListType(parse_numbers), help="Only these; default: all.")
+@click.option("--pools", type=ListType(parse_pools), help="Only these; default: all.")
+@click.option("--store", help="Has the labels of the test rows: the setting that is best at each class is told too.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the resampled test rows.")
+@click.option("--out", type=_FILE, help="Write the best pair and triple as CSV too.")
+@click.option("--classes", type=_FILE, help="Write the classes of --store as CSV too.")
+def complement_command(
+    results: Sequence[Path],
+    head: str | None,
+    store: str | None,
+    seed: int,
+    out: Path | None,
+    classes: Path | None,
+    **selection: Any,
+) -> None:
+    """Which settings get right what others do not: best pair and triple, and the best setting of each class.
+
+    RESULTS are folders of results with the same test rows; default: feats.results. What is chosen by test rows is measured
+    on others: one half of them chooses.
+    """
+    if classes is not None and store is None:
+        raise click.UsageError("--classes needs the labels of the test rows: give --store")
+    settings = paired_settings(
+        choose_results(read_results(results or [_RESULTS]), head.split(",") if head else None, **selection)
+    )
+    rng = np.random.default_rng(seed)
+    several = sum(len(one.lines) > 1 for one in settings)
+    if several:
+        click.echo(f"{several} of {len(settings)} settings have several fits: the first of each counts")
+    found = complement(settings, rng)
+    _tell(describe_complement(found), out, partial(write_complement, found))
+    if store is not None:
+        by_class = best_by_class(settings, find_test_set(settings[0].lines[0], FeatureStore.open(store)), rng)
+        _tell(describe_classes(by_class), classes, partial(write_classes, by_class))
+
+
+def _tell(lines: Sequence[str], path: Path | None, write: Callable[[Path], None]) -> None:
+    """Print lines, and write the file that is asked for."""
+    for line in lines:
+        click.echo(line)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+        click.echo(f"written to {path}")
 
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:

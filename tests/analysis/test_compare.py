@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffssl.analysis.compare import Comparison, DifferentRows, compare, describe
+from diffssl.analysis.compare import Comparison, compare, describe
+from diffssl.analysis.paired import DifferentRows
 from diffssl.analysis.table import NoResults
 from diffssl.probe.errors import ProbeError
 from numpy.typing import NDArray

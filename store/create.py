@@ -149,12 +149,13 @@ def add_thumbnails(store: FeatureStore, split: str, key: ThumbnailKey) -> None:
     """Create the documents of a split's thumbnails.
 
     Raises:
-        IdentityMismatch: it has thumbnails of another size.
-        CorruptStore: it has a document of theirs that is damaged.
+        IdentityMismatch: the store has thumbnails of another size.
+        CorruptStore: the split has a document of theirs that is damaged.
     """
+    check_thumbnails(store, key)
     for document, wanted in thumbnail_documents(store, split, key).items():
         if not store.storage.create(document, wanted):
-            check_thumbnails(store, key)
+            check_thumbnails(store, key)  # another writer may have been first
             fault = document_fault(store.storage, document, wanted)
             if fault is not None:
                 raise CorruptStore(store.path, f"{document}: {fault}; {RESTORE}")

@@ -11,9 +11,9 @@ import click
 import numpy as np
 
 from ..store import FeatureStore
+from ..store.advice import DEFAULT_STORE
 from ..store.choice import Choice
 from ..store.cli import ListType, run
-from ..store.feature_store import DEFAULT_STORE
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .by_class import best_by_class
 from .by_class import describe as describe_classes

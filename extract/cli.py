@@ -18,7 +18,7 @@ from .model import MEMORY_FORMATS
 from .run import extract, show_plan
 from .settings import describe_blocks
 from .sources import DIGITS
-from .spec import COMPUTE_DTYPES, STORE_DTYPES, ExtractSpec, parse_part
+from .spec import COMPUTE_DTYPES, STORE_DTYPES, THUMBNAIL_SIDES, ExtractSpec, parse_part
 from .zoo import BUNDLED, PUBLISHED
 
 
@@ -59,6 +59,9 @@ def _row_block(text: str) -> int | None:
 @click.option("--part", type=ListType(parse_part), default="0/1", help="I/N: only the I-th of N parts, from 0; for job arrays.")
 @click.option("--workers", type=click.IntRange(min=1), help="So many processes on this machine, one a GPU if there are GPUs.")
 @click.option("--dask", metavar="ADDRESS", help="Compute on a running Dask cluster, such as tcp://node1:8786.")
+@click.option(
+    "--thumbnails", metavar="N", type=click.IntRange(*THUMBNAIL_SIDES), help="Keep pictures of NxN pixels too, 8 to 256."
+)
 @click.option("--max-bad", type=int, help="Undecodable images allowed; default 0.1 % of them, at least 1.")
 @click.option("--plan", is_flag=True, help="Say what would be computed and written, and stop.")
 @click.option("--measure", is_flag=True, help="With --plan: time one batch.")
@@ -68,9 +71,9 @@ def command(**options: Any) -> None:
     """Run a frozen diffusion U-Net once per image and timestep and keep the features of a grid of settings."""
     plan, measure, list_blocks = (options.pop(name) for name in ("plan", "measure", "list_blocks"))
     workers, dask, gpus = (options.pop(name) for name in ("workers", "dask", "gpus"))
-    if not options["blocks"] and not list_blocks:
+    if not options["blocks"] and not options["thumbnails"] and not list_blocks:
         raise click.UsageError("--blocks is needed, such as --blocks 18,24 --timesteps 10,90 (--list-blocks lists them)")
-    options |= {"blocks": options["blocks"] or {1: set()}, "timesteps": options["timesteps"] or ()}
+    options |= {"blocks": options["blocks"] or ({1: set()} if list_blocks else {}), "timesteps": options["timesteps"] or ()}
     if (workers is not None) + (dask is not None) + (options["part"][1] > 1) > 1:
         raise click.UsageError("--part, --workers and --dask exclude each other")
     if (measure or gpus) and not plan:

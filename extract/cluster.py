@@ -24,10 +24,10 @@ from .job import Echo, Job, begin, compute, prepare
 from .listing import named_split
 from .sources import is_absolute
 from .spec import ExtractSpec
+from .timings import Timings
 
 if TYPE_CHECKING:
     from .backbone import Backbone
-    from .pipeline import Timings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Session:
 
     job: Job
     store: FeatureStore
-    backbone: Backbone
+    backbone: Backbone | None
 
 
 _sessions: dict[str, _Session] = {}
@@ -66,14 +66,12 @@ def compute_on_cluster(job: Job, client: Client, progress: Callable[[int], objec
     Args:
         job: what to do.
         client: of the cluster.
-        progress: called with the forward passes of every row block that is done.
+        progress: called with the steps of every row block that is done.
         echo: called with each line for people.
 
     Raises:
         DiffsslError: a worker met it, or row blocks kill their workers; what others committed is kept.
     """
-    from .pipeline import Timings
-
     workers = client.scheduler_info(n_workers=-1)["workers"]
     if len(job.plan.work) < len(workers):
         echo(
@@ -91,7 +89,7 @@ def compute_on_cluster(job: Job, client: Client, progress: Callable[[int], objec
     try:
         for future in as_completed(items):
             total += future.result()
-            progress(items[future].forwards)
+            progress(items[future].steps)
     except KilledWorker as error:
         raise ExtractError(
             f"a row block ended several workers in a row ({error}); they are killed where memory runs out, say: "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..store import Block
 from .errors import ExtractError, MissingLibrary, MissingWeights, UnknownModel
-from .images import preprocessing
+from .images import GUIDED, preprocessing
 from .model import CONTIGUOUS
 from .tensors import tensors_sha256
 
@@ -51,6 +51,7 @@ class DiffusersModel:
     """
 
     memory_formats = (CONTIGUOUS,)
+    resize = GUIDED
 
     def __init__(self, where: str) -> None:
         self.name = f"diffusers:{where}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..store import Block
+from .images import Resize
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,11 @@ class Model(Protocol):
     @property
     def image_size(self) -> int:
         """Side of the images, in pixels."""
+        ...
+
+    @property
+    def resize(self) -> Resize:
+        """How images are resized before they are cropped to that size."""
         ...
 
     @property

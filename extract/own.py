@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..store import Block
 from .errors import ExtractError
-from .images import preprocessing
+from .images import Resize, preprocessing
 from .model import CONTIGUOUS
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class OwnModel:
         return self._backbone.image_size
 
     @property
+    def resize(self) -> Resize:
+        """As the backbone says."""
+        return self._backbone.resize
+
+    @property
     def diffusion_steps(self) -> int | None:
         """As the backbone says."""
         return self._backbone.diffusion_steps
@@ -75,7 +80,7 @@ class OwnModel:
 
     def preprocessing(self) -> dict[str, Any]:
         """By the backbone's ``image_size`` and ``resize``."""
-        return preprocessing(self.image_size, self._backbone.resize)
+        return preprocessing(self.image_size, self.resize)
 
     def weights_sha256(self) -> str:
         """``weights_sha256`` of the backbone's identity, if it has one."""

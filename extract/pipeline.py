@@ -19,35 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..store import FeatureKey, FeatureStore, LeftOut, UnitWriter
+from ..store import FeatureKey, FeatureStore, LeftOut, ThumbnailKey, UnitWriter
 from .backbone import Backbone
 from .loading import ImageBatch, Loader
 from .plan import Work, still_missing
 from .pooling import pool_map
 from .precision import TF32, tf32
 from .sources import SplitData
+from .thumbnails import write_thumbnails
+from .timings import Timings
 
 _NOISE_AHEAD = 8
 _WRITES_AHEAD = 8
-
-
-@dataclass
-class Timings:
-    """Seconds that the loop spent in, or waiting for, each stage."""
-
-    decode: float = 0.0
-    backbone: float = 0.0
-    write: float = 0.0
-
-    def __add__(self, other: Timings) -> Timings:
-        """Sums, stage by stage, of two processes."""
-        return Timings(self.decode + other.decode, self.backbone + other.backbone, self.write + other.write)
-
-    def __str__(self) -> str:
-        """Shares, for the last line of a run."""
-        total = max(self.decode + self.backbone + self.write, 1e-9)
-        shares = ((name, value / total) for name, value in vars(self).items())
-        return ", ".join(f"{name} {share:.1%}" for name, share in shares)
 
 
 @dataclass(frozen=True)
@@ -138,7 +121,7 @@ class Pipeline:
             left = still_missing(self._store, item)
             if decoding:
                 yield left, decoding.popleft()
-            elif left.keys:
+            elif left.keys or left.thumbnails:
                 batches = self._decode(item)
                 for batch in batches:
                     self._wait(batch)
@@ -150,10 +133,14 @@ class Pipeline:
         return self._loader.batches(self._splits[item.split], item.rows, item.crop, self._seed or 0)
 
     def _row_block(self, item: Work, batches: Sequence[Future[ImageBatch]]) -> None:
-        if not item.keys:  # committed by another process meanwhile
+        if not item.keys and not item.thumbnails:  # committed by another process meanwhile
             self._progress(0)
             return
         ids: list[str] = self._splits[item.split].ids[item.rows.start : item.rows.stop].tolist()
+        if item.thumbnails is not None:
+            self._writes.append(self._writer.submit(self._keep_thumbnails, item, item.thumbnails, ids, batches))
+            if not self._side_by_side:
+                self._settle(0)
         writers = {
             timestep: UnitWriter(self._store, item.split, item.row_block, keys, ids) for timestep, keys in item.keys.items()
         }
@@ -257,6 +244,13 @@ class Pipeline:
         writer.write(features, left_out)
         if ends_unit:
             self._commit(writer)
+
+    def _keep_thumbnails(
+        self, item: Work, key: ThumbnailKey, ids: Sequence[str], batches: Sequence[Future[ImageBatch]]
+    ) -> None:
+        """In the writer's thread, which has nothing to write before there are images."""
+        self._commit(write_thumbnails(self._store, item, key, ids, batches))
+        self._progress(len(item.rows))
 
     def _settle(self, most: int) -> None:
         """Wait until at most so many writes are open; an error of the writer surfaces here."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..store import FeatureKey, FeatureStore, StoreHeader
+from ..store import FeatureKey, FeatureStore, StoreHeader, ThumbnailKey
 from ..store.describe import human_bytes
+from ..store.key import ArrayKey
 from ..store.layout import block_range
 from ..store.shard import shard_file_bytes
 from .sources import ALL
@@ -18,13 +19,24 @@ _ByStep = dict[int | None, list[FeatureKey]]
 
 @dataclass(frozen=True)
 class Work:
-    """What is missing of one crop of one row block: settings by timestep, None for an encoder without."""
+    """What is missing of one crop of one row block: settings by timestep, None for an encoder without; and thumbnails."""
 
     split: str
     row_block: int
     rows: range
     keys: Mapping[int | None, Sequence[FeatureKey]]
     crop: int = 0
+    thumbnails: ThumbnailKey | None = None
+
+    @property
+    def units(self) -> int:
+        """Commits: one for each timestep, and one for thumbnails."""
+        return len(self.keys) + (self.thumbnails is not None)
+
+    @property
+    def steps(self) -> int:
+        """What progress counts: forward passes of one image, and thumbnails."""
+        return self.forwards + (len(self.rows) if self.thumbnails is not None else 0)
 
     @property
     def forwards(self) -> int:
@@ -43,7 +55,7 @@ class Plan:
         arrays: arrays that will get rows.
         bytes: on disk, of what will be written.
         files: that will be written.
-        done, units: (row block, timestep) pairs that are there, and in all; of each crop.
+        done, units: (row block, timestep) pairs that are there, and in all, of each crop; and row blocks of thumbnails.
     """
 
     work: list[Work]
@@ -60,6 +72,16 @@ class Plan:
         """Images that will be decoded, each crop of each."""
         return sum(len(work.rows) for work in self.work)
 
+    @property
+    def thumbnails(self) -> int:
+        """Thumbnails that will be written."""
+        return sum(len(work.rows) for work in self.work if work.thumbnails is not None)
+
+    @property
+    def steps(self) -> int:
+        """What progress counts."""
+        return sum(work.steps for work in self.work)
+
 
 def make_plan(
     header: StoreHeader,
@@ -68,6 +90,7 @@ def make_plan(
     limit: int | None,
     store: FeatureStore | None,
     part: tuple[int, int] = (0, 1),
+    thumbnails: ThumbnailKey | None = None,
 ) -> Plan:
     """Compare what is wanted with what is committed.
 
@@ -79,19 +102,19 @@ def make_plan(
         store: the store, if there is one.
         part: (I, N): only every N-th row block from the I-th on, counted over all splits whatever is there already, so
             that a part is the same row blocks whenever it is run.
+        thumbnails: wanted of every split, None for none.
     """
     first, step = part
     row_blocks = [(split, block) for split, n in rows.items() for block in range(-(-min(n, limit or n) // header.row_block))]
-    by_crop = {split: _by_crop(keys_of(split, keys)) for split in rows}
-    work = [
-        Work(split, block, block_range(rows[split], header.row_block, block), _missing(store, split, block, own), crop)
+    by_crop = {split: _by_crop(keys_of(split, keys), thumbnails) for split in rows}
+    wanted = [
+        Work(split, block, block_range(rows[split], header.row_block, block), _by_step(own), crop, None if crop else thumbnails)
         for split, block in row_blocks[first::step]
         for crop, own in by_crop[split].items()
     ]
-    steps = {key.timestep for key in keys}
-    left = [item for item in work if item.keys]
+    left = [item for item in (_missing(store, work) for work in wanted) if item.units]
     n_bytes, files, arrays = _written(left, header, rows)
-    done = len(work) * len(steps) - sum(len(item.keys) for item in left)
+    units = sum(work.units for work in wanted)
     return Plan(
         work=left,
         forwards=sum(item.forwards for item in left),
@@ -99,8 +122,8 @@ def make_plan(
         arrays=arrays,
         bytes=n_bytes,
         files=files,
-        done=done,
-        units=len(work) * len(steps),
+        done=units - sum(item.units for item in left),
+        units=units,
     )
 
 
@@ -120,35 +143,48 @@ def _written(work: Sequence[Work], header: StoreHeader, rows: Mapping[str, int])
     n_bytes = files = 0
     arrays: set[tuple[str, str]] = set()
     for item in work:
-        for key in (key for keys in item.keys.values() for key in keys):
+        own: list[ArrayKey] = [key for keys in item.keys.values() for key in keys]
+        if item.thumbnails is not None:
+            own.append(item.thumbnails)
+        for key in own:
             layout = header.layout(key, rows[item.split])
             shards = layout.shards_of(item.row_block)
             n_bytes += sum(shard_file_bytes(layout, shard) for shard in shards)
             files += len(shards)
             arrays.add((item.split, key.path))
-    documents = len(arrays) + sum(len(item.keys) for item in work)
+    documents = len(arrays) + sum(item.units for item in work)
     return n_bytes + documents * _DOCUMENT_BYTES, files + documents, len(arrays)
 
 
 def still_missing(store: FeatureStore, work: Work) -> Work:
     """What is missing of a row block now, when other writers may have committed some of it."""
     store.refresh()
-    keys = [key for step_keys in work.keys.values() for key in step_keys]
-    return replace(work, keys=_missing(store, work.split, work.row_block, keys))
+    return _missing(store, work)
 
 
-def describe_plan(plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], free_bytes: int | None) -> list[str]:
+def describe_plan(
+    plan: Plan, header: StoreHeader, keys: Sequence[FeatureKey], free_bytes: int | None, thumbnails: ThumbnailKey | None = None
+) -> list[str]:
     """The plan in words. ``free_bytes``: of the storage, None where there is no limit to know of."""
     free = "a bucket" if free_bytes is None else f"{human_bytes(free_bytes)} free"
     free += ", too little" if free_bytes is not None and free_bytes < plan.bytes else ""
-    deepest = max(keys, key=lambda key: key.block).block
-    block = next(block for block in header.blocks if block.number == deepest)
+    numbers = {block.number: block for block in header.blocks}
+    deepest = numbers[max(key.block for key in keys)] if keys else None
+    settings = (
+        "none"
+        if deepest is None
+        else (
+            f"{len(keys)} a split, deepest block {deepest.number}: {deepest.gflop:.4g} GFLOP an image, "
+            f"{deepest.share:.1%} of the full forward pass"
+        )
+    )
+    pictures = f", {plan.thumbnails} thumbnails" if thumbnails is not None else ""
     return [
-        f"settings    {len(keys)} a split, deepest block {deepest}: {block.gflop:.4g} GFLOP an image, "
-        f"{block.share:.1%} of the full forward pass",
-        f"there       {plan.done} of {plan.units} units (row block of {header.row_block} rows x timestep)",
+        f"settings    {settings}" + ("" if thumbnails is None else f"; {thumbnails}"),
+        f"there       {plan.done} of {plan.units} units (row block of {header.row_block} rows x timestep"
+        + (")" if thumbnails is None else ", or its thumbnails)"),
         f"to compute  {plan.images} images, {plan.forwards} forward passes in batches of {header.batch_size}, "
-        f"{human_tflop(plan.gflop)}",
+        f"{human_tflop(plan.gflop)}{pictures}",
         f"to write    {plan.arrays} arrays, {human_bytes(plan.bytes)} in {plan.files} files ({free})",
     ]
 
@@ -164,13 +200,25 @@ def keys_of(split: str, keys: Sequence[FeatureKey]) -> list[FeatureKey]:
     return [key for key in keys if key.crop == 0 or split in _TRAINING]
 
 
-def _by_crop(keys: Sequence[FeatureKey]) -> dict[int, list[FeatureKey]]:
-    return {crop: [key for key in keys if key.crop == crop] for crop in sorted({key.crop for key in keys})}
+def _by_crop(keys: Sequence[FeatureKey], thumbnails: ThumbnailKey | None) -> dict[int, list[FeatureKey]]:
+    crops = {key.crop for key in keys} | ({0} if thumbnails is not None else set())
+    return {crop: [key for key in keys if key.crop == crop] for crop in sorted(crops)}
 
 
-def _missing(store: FeatureStore | None, split: str, row_block: int, keys: Sequence[FeatureKey]) -> _ByStep:
+def _by_step(keys: Iterable[FeatureKey]) -> _ByStep:
     by_step: _ByStep = {}
     for key in sorted(keys, key=lambda key: -1 if key.timestep is None else key.timestep):
-        if store is None or row_block not in store.journal.row_blocks(split, key):
-            by_step.setdefault(key.timestep, []).append(key)
+        by_step.setdefault(key.timestep, []).append(key)
     return by_step
+
+
+def _missing(store: FeatureStore | None, work: Work) -> Work:
+    """What of some work is not committed."""
+    if store is None:
+        return work
+
+    def lacks(key: FeatureKey | ThumbnailKey) -> bool:
+        return work.row_block not in store.journal.row_blocks(work.split, key)
+
+    keys = _by_step(key for step_keys in work.keys.values() for key in step_keys if lacks(key))
+    return replace(work, keys=keys, thumbnails=work.thumbnails if work.thumbnails and lacks(work.thumbnails) else None)

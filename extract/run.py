@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 
 from ..store import FeatureStore, StorageFull, add_split
 from ..store.describe import human_bytes
-from ..store.documents import missing_documents
 from ..store.journal import Commit
 from ..store.location import open_storage
 from ..store.progress import progress_bar
 from .errors import TooManyBadSamples
 from .job import Echo, Job, begin, compute, prepare
-from .plan import describe_plan, human_tflop, keys_of
+from .plan import Plan, describe_plan, human_tflop
 from .spec import ExtractSpec
 
 if TYPE_CHECKING:
-    from .pipeline import Timings
+    from .timings import Timings
 
 _LABEL = "extract (images x timesteps)"
 
@@ -27,14 +26,14 @@ def show_plan(job: Job, measure: bool, echo: Echo = print, workers: int = 1) -> 
     """Print what a run would compute and write; with ``measure``, time one batch and say what it means for the workers."""
     for name, split in job.data.splits.items():
         echo(f"split {name:<6}{len(split.ids)} images, {len(job.data.classes)} classes")
-    for line in describe_plan(job.plan, job.header, job.keys, open_storage(job.spec.store).free_bytes()):
+    for line in describe_plan(job.plan, job.header, job.keys, open_storage(job.spec.store).free_bytes(), job.thumbnails):
         echo(line)
     each = -(-len(job.plan.work) // workers)  # row blocks of the worker that has most
     share = each / max(1, len(job.plan.work))
     if workers > 1:
         most = human_tflop(share * job.plan.gflop)
         echo(f"workers     {len(job.plan.work)} row blocks for {workers}: at most {each} each, {most}")
-    if measure and job.plan.work:
+    if measure and job.plan.forwards:
         from .measure import seconds_per_forward
 
         seconds = seconds_per_forward(job)
@@ -62,7 +61,7 @@ def extract(spec: ExtractSpec, echo: Echo = print, *, workers: int | None = None
         store = _compute(job, echo, workers, dask)
     else:
         store = job.store
-        lost = [name for split in job.data.splits for name in missing_documents(store, split, keys_of(split, job.keys))]
+        lost = job.lost_documents(store)
         if lost:
             begin(job)
             echo(f"{len(lost)} documents were missing and are there again, such as {lost[0]}")
@@ -83,11 +82,11 @@ def _compute(job: Job, echo: Echo, workers: int | None, dask: str | None) -> Fea
             f"{human_bytes(needed)} will be written and {human_bytes(free)} are free; use another disk, or fewer settings",
         )
     done, units = job.plan.done, job.plan.units
-    line = f"{job.plan.images} images, {job.plan.forwards} forward passes; {done} of {units} units are there"
+    line = f"{job.plan.images} images, {_amount(job.plan)}; {done} of {units} units are there"
     if workers is None and dask is None:
         job, store, backbone = begin(job)
         echo(line)
-        with progress_bar(job.plan.forwards, " images", _LABEL) as bar:
+        with progress_bar(job.plan.steps, " images", _LABEL) as bar:
             started = time.perf_counter()
             timings = compute(job, store, backbone, bar.update)
     else:
@@ -96,9 +95,16 @@ def _compute(job: Job, echo: Echo, workers: int | None, dask: str | None) -> Fea
         timings = _on_cluster(job, echo, workers, dask)
         store = FeatureStore.open(job.spec.store)
     seconds = time.perf_counter() - started
-    rate = job.plan.forwards / seconds
-    echo(f"{job.plan.forwards} forward passes in {_clock(seconds)} ({rate:.4g} images/s): {timings}")
+    rate = (job.plan.forwards or job.plan.thumbnails) / seconds
+    echo(f"{_amount(job.plan)} in {_clock(seconds)} ({rate:.4g} images/s): {timings}")
     return store
+
+
+def _amount(plan: Plan) -> str:
+    """What a run computes, in words."""
+    if not plan.thumbnails:
+        return f"{plan.forwards} forward passes"
+    return (f"{plan.forwards} forward passes and " if plan.forwards else "") + f"{plan.thumbnails} thumbnails"
 
 
 def _on_cluster(job: Job, echo: Echo, workers: int | None, dask: str | None) -> Timings:
@@ -110,7 +116,7 @@ def _on_cluster(job: Job, echo: Echo, workers: int | None, dask: str | None) -> 
     if dask is not None:
         job = replace(job, spec=for_other_folders(job.spec))
     cluster = local_cluster(workers, count_gpus(job.spec.device)) if workers else connect(str(dask))
-    with cluster as client, progress_bar(job.plan.forwards, " images", _LABEL) as bar:
+    with cluster as client, progress_bar(job.plan.steps, " images", _LABEL) as bar:
         return compute_on_cluster(job, client, bar.update, echo)
 
 
@@ -126,7 +132,7 @@ def _raise_limit(job: Job, store: FeatureStore) -> None:
     """Record that more rows of a row block that is complete are wanted now."""
     for name, split in job.data.splits.items():
         wanted = min(len(split.ids), job.spec.limit or len(split.ids))
-        for key in keys_of(name, job.keys):
+        for key in job.arrays(name):
             first = store.journal.row_blocks(name, key).get(0)
             if first is not None and store.wanted_rows([key], name) < wanted:  # else the part that commits it says so
                 checksums = [sorted(shard)[0] for shard in first]
@@ -140,7 +146,7 @@ def _report_bad(job: Job, store: FeatureStore, echo: Echo) -> None:
     bad = {
         (name, row): sample
         for name in job.data.splits
-        for key in keys_of(name, job.keys)
+        for key in job.arrays(name)
         for row, sample in store.journal.left_out(name, key).items()
         if row < store.wanted_rows([key], name)
     }

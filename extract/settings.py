@@ -67,13 +67,13 @@ def condition_of(spec: ExtractSpec, model: Model, there: StoreHeader | None) -> 
 
 
 def timesteps_of(spec: ExtractSpec, model: Model) -> list[int | None]:
-    """The timesteps asked for; [None] for an encoder without.
+    """The timesteps asked for; [None] for an encoder without. Without blocks, there are none to ask for.
 
     Raises:
         ExtractError: a model with timesteps got none, or an encoder got what means nothing to it.
     """
     if model.diffusion_steps is not None:
-        if not spec.timesteps:
+        if not spec.timesteps and spec.blocks:
             last = model.diffusion_steps - 1
             raise ExtractError(f"--timesteps is needed, such as --timesteps 10,90: {model.name} has 0 to {last}")
         return list(spec.timesteps)

@@ -11,6 +11,7 @@ from .sources import DIGITS
 
 COMPUTE_DTYPES = ("float32", "tf32", "float16", "bfloat16")
 STORE_DTYPES = ("float16", "float32")
+THUMBNAIL_SIDES = (8, 256)
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ExtractSpec:
     ``None`` means: as the store has it if there is one, else a default that the run announces.
 
     Attributes:
-        blocks: block number -> pools of its own, empty for ``pools``.
+        blocks: block number -> pools of its own, empty for ``pools``; none to add thumbnails alone to a store.
         timesteps: 0-based diffusion timesteps; none for an encoder without timesteps.
         pools: sides of pooled maps, ``"full"``, or ``"cls"`` for a class token.
         data: sources of images, see :func:`diffssl.extract.sources.load_data`.
@@ -45,6 +46,7 @@ class ExtractSpec:
         row_block: rows of a row block; a power of two.
         part: (I, N): compute only every N-th row block from the I-th on.
         sharing: processes that share the work, of which a new store's row blocks take account.
+        thumbnails: side of pictures of the images to keep in the store, from 8 to 256 pixels; None for none.
         max_bad: images that may be undecodable before the run fails; 0.1 % of the images, at least 1, by default.
         command: the command line, kept in commits so that errors can name it.
     """
@@ -75,12 +77,18 @@ class ExtractSpec:
     row_block: int | None = None
     part: tuple[int, int] = (0, 1)
     sharing: int = 1
+    thumbnails: int | None = None
     max_bad: int | None = None
     command: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.blocks or not self.pools or not self.data:
+        if not (self.blocks or self.thumbnails) or not self.pools or not self.data:
             raise ValueError("at least one block, pool and source of images are needed")
+        if not self.blocks and self.timesteps:
+            raise ValueError("timesteps are of blocks, and no blocks are given")
+        least, most = THUMBNAIL_SIDES
+        if self.thumbnails is not None and not least <= self.thumbnails <= most:
+            raise ValueError(f"--thumbnails are from {least} to {most} pixels, got {self.thumbnails}")
         if self.model is not None and self.model.startswith("timm:"):
             if self.model_config is not None:
                 raise ValueError(f"--model-config is of guided-diffusion, and --model is {self.model}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..store import Block
 from .errors import ExtractError, UnknownModel
-from .images import preprocessing
+from .images import GUIDED, Resize, preprocessing
 from .model import CHANNELS_LAST, CONTIGUOUS
 
 if TYPE_CHECKING:
@@ -133,6 +133,11 @@ class ModelSource:
     def image_size(self) -> int:
         """Side of the images, in pixels."""
         return int(self.config["image_size"])
+
+    @property
+    def resize(self) -> Resize:
+        """guided-diffusion's own."""
+        return GUIDED
 
     @property
     def diffusion_steps(self) -> int:

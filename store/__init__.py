@@ -1,7 +1,7 @@
 """Features on disk: the store, its contract, and its care."""
 
 from .block import Block, expand, merged_pools
-from .create import add_arrays, add_split, create
+from .create import add_arrays, add_split, add_thumbnails, create
 from .errors import (
     ClusterError,
     CorruptStore,
@@ -17,7 +17,7 @@ from .errors import (
 from .feature_store import Batch, FeatureStore, common_keys
 from .header import StoreHeader
 from .identity import Identity, canonical_json, digest
-from .key import FeatureKey
+from .key import FeatureKey, ThumbnailKey
 from .rows import NO_LABEL, LeftOut, RowTable, row_order, salted_fractions
 from .writer import NotFinite, UnitWriter
 
@@ -40,11 +40,13 @@ __all__ = [
     "StoreError",
     "StoreHeader",
     "StoreNotFound",
+    "ThumbnailKey",
     "UnitWriter",
     "UnknownFeatures",
     "UnsupportedFormat",
     "add_arrays",
     "add_split",
+    "add_thumbnails",
     "canonical_json",
     "common_keys",
     "create",

@@ -11,10 +11,10 @@ import click
 
 from .choice import Choice, choose
 from .describe import describe, human_bytes, not_committed, progress_table
-from .drop import drop, plan_drop
+from .drop import drop, plan_drop, plan_drop_thumbnails
 from .errors import DiffsslError
 from .feature_store import FeatureStore
-from .key import grids
+from .key import FeatureKey, grids
 from .progress import progress_bar
 from .repair import repair
 from .selection import parse_blocks, parse_numbers, parse_pools
@@ -118,18 +118,22 @@ def repair_command(store: str, bad: bool) -> None:
 @group.command("drop")
 @_STORE
 @_selection
+@click.option("--thumbnails", is_flag=True, help="The pictures of the images and no settings; of --splits, or of all.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def drop_command(store: str, yes: bool, **selection: Any) -> None:
-    """Remove settings from a store, for good."""
+def drop_command(store: str, thumbnails: bool, yes: bool, **selection: Any) -> None:
+    """Remove settings from a store, for good; or its thumbnails."""
     choice = Choice(**selection)
-    if choice == Choice():
-        raise click.UsageError("say what to drop: --splits, --blocks, --timesteps or --pools")
+    if choice == Choice() and not thumbnails:
+        raise click.UsageError("say what to drop: --splits, --blocks, --timesteps or --pools, or --thumbnails")
+    if thumbnails and choice != Choice(splits=choice.splits):
+        raise click.UsageError("--thumbnails are of whole splits: they go with --splits and with nothing else")
     opened = FeatureStore.open(store)
-    plan = plan_drop(opened, choice)
+    plan = plan_drop_thumbnails(opened, choice.splits) if thumbnails else plan_drop(opened, choice)
     what = f"{plan.arrays} arrays, {len(plan.shards)} shards, {human_bytes(plan.bytes)}"
     if not yes:
         for split, keys in plan.keys.items():
-            click.echo("\n".join(f"{split}: {grid}" for grid in grids(keys)))
+            names = [str(key) for key in keys] if thumbnails else grids(key for key in keys if isinstance(key, FeatureKey))
+            click.echo("\n".join(f"{split}: {name}" for name in names))
         click.confirm(f"{what} will be removed from {store} for good. Go on?", abort=True)
     drop(opened, plan)
     click.echo(f"{what} removed from {store}")
@@ -145,7 +149,10 @@ def export_command(store: str, file: Path, force: bool, **selection: Any) -> Non
     from .hdf5 import export_hdf5
 
     opened = FeatureStore.open(store)
-    keys = choose(opened, Choice(**selection), {split: opened.keys(split) for split in opened.splits})
+    choice = Choice(**selection)
+    settings = choose(opened, choice, {split: opened.keys(split) for split in opened.splits})
+    whole = choice == Choice(splits=choice.splits)  # thumbnails go with all settings of a split, not with some
+    keys = {split: opened.journal.arrays(split) if whole else own for split, own in settings.items()}
     export_hdf5(opened, file, keys, force=force)
     arrays = sum(map(len, keys.values()))
     click.echo(f"{arrays} arrays of {', '.join(keys)} written to {file} ({human_bytes(file.stat().st_size)})")

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from .documents import document_fault, thumbnail_documents
 from .errors import CorruptStore, IdentityMismatch, StoreError
 from .feature_store import FeatureStore
 from .header import RESTORE, StoreHeader, read_header
 from .identity import Identity
-from .key import FeatureKey
+from .key import FeatureKey, ThumbnailKey
 from .layout import JOURNAL, ROOT, feature_document, group_document, journal_document, split_document
 from .location import open_storage
 from .rows import ids_digest
@@ -123,12 +124,41 @@ def add_arrays(
     """
     groups: set[str] = set()
     for key in keys:
-        array = f"{split}/features/{key.path}"
+        array = f"{split}/{key.array}"
         for group in (array.rsplit("/", 2)[0], array.rsplit("/", 1)[0]):
             if group not in groups:
                 store.storage.create(f"{group}/{ROOT}", group_document())
                 groups.add(group)
         store.storage.create(f"{array}/{ROOT}", feature_document(store.layout(key, split), attributes[key]))
+
+
+def check_thumbnails(store: FeatureStore, key: ThumbnailKey) -> None:
+    """Raise ``IdentityMismatch`` if a split of the store has thumbnails of another size."""
+    for split in store.splits:
+        there = store.thumbnail(split)
+        if there is not None and there != key:
+            raise IdentityMismatch(
+                store.path,
+                f"{split} has thumbnails of another size; ask for --thumbnails {there.side}, or remove them with "
+                f"'diffssl-store drop {store.path} --thumbnails' first",
+                [("thumbnails", there.side, key.side)],
+            )
+
+
+def add_thumbnails(store: FeatureStore, split: str, key: ThumbnailKey) -> None:
+    """Create the documents of a split's thumbnails.
+
+    Raises:
+        IdentityMismatch: the store has thumbnails of another size.
+        CorruptStore: the split has a document of theirs that is damaged.
+    """
+    check_thumbnails(store, key)
+    for document, wanted in thumbnail_documents(store, split, key).items():
+        if not store.storage.create(document, wanted):
+            check_thumbnails(store, key)  # another writer may have been first
+            fault = document_fault(store.storage, document, wanted)
+            if fault is not None:
+                raise CorruptStore(store.path, f"{document}: {fault}; {RESTORE}")
 
 
 def _row_names(n_rows: int) -> list[str]:

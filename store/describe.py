@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from .feature_store import FeatureStore
-from .key import FeatureKey, grids
+from .key import ArrayKey, grids
 from .layout import block_range
 
 _SHOWN = 10
@@ -27,12 +27,14 @@ def describe(store: FeatureStore) -> list[str]:
         f"on disk     {human_bytes(size)} in {files} files, {store.journal.commits()} commits",
     ]
     for split in store.splits:
-        keys = store.keys(split)
+        arrays = store.journal.arrays(split)
+        thumbnail = store.journal.thumbnail(split)
         lines += [
             f"split {split}: {store.n_rows(split)} rows, data_id {store.data_id(split)}",
-            *(f"  {grid}" for grid in grids(keys)),
+            *(f"  {grid}" for grid in grids(store.keys(split))),
+            *([] if thumbnail is None else [f"  {thumbnail}"]),
         ]
-        left_out = {row: bad for key in keys for row, bad in store.journal.left_out(split, key).items()}
+        left_out = {row: bad for key in arrays for row, bad in store.journal.left_out(split, key).items()}
         if left_out:
             lines.append(f"  {len(left_out)} samples could not be decoded and are left out:")
             lines += [f"    {bad.id}: {bad.reason}" for bad in list(left_out.values())[:_SHOWN]]
@@ -47,7 +49,7 @@ def progress_table(store: FeatureStore) -> tuple[list[str], bool]:
     for split in store.splits:
         total = store.n_rows(split)
         lines.append(f"{split}: {total} rows")
-        for key in store.arrays(split):
+        for key in _arrays(store, split):
             blocks = store.journal.row_blocks(split, key)
             rows = sum(len(block_range(total, store.header.row_block, block)) for block in blocks)
             wanted, absent = _absent(store, split, key)
@@ -63,7 +65,7 @@ def not_committed(store: FeatureStore) -> list[str]:
     return [
         f"{split}: row block {block}, {key}"
         for split in store.splits
-        for key in store.arrays(split)
+        for key in _arrays(store, split)
         for block in _absent(store, split, key)[1]
     ]
 
@@ -74,7 +76,13 @@ def human_bytes(number: float) -> str:
     return f"{number / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
 
 
-def _absent(store: FeatureStore, split: str, key: FeatureKey) -> tuple[int, list[int]]:
+def _arrays(store: FeatureStore, split: str) -> list[ArrayKey]:
+    """Everything that was begun, with commits or not."""
+    thumbnail = store.thumbnail(split)
+    return [*store.arrays(split), *([] if thumbnail is None else [thumbnail])]
+
+
+def _absent(store: FeatureStore, split: str, key: ArrayKey) -> tuple[int, list[int]]:
     """How many rows of an array were asked for, and the row blocks of these that are not committed."""
     begun = bool(store.journal.row_blocks(split, key))
     wanted = store.wanted_rows([key], split) if begun else store.n_rows(split)

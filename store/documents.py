@@ -8,8 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .contract import Storage
 from .feature_store import FeatureStore
-from .key import FeatureKey
-from .layout import JOURNAL, ROOT, feature_document, group_document, journal_document, split_document
+from .key import ArrayKey, FeatureKey, ThumbnailKey
+from .layout import (
+    JOURNAL,
+    ROOT,
+    feature_document,
+    group_document,
+    journal_document,
+    split_document,
+    thumbnail_document,
+)
 
 _READERS = 16  # hides the latency of a network file system
 
@@ -25,23 +33,37 @@ def store_documents(store: FeatureStore) -> dict[str, bytes]:
         wanted[f"{split}/{ROOT}"] = split_document(store.data_id(split), store.n_rows(split))
         wanted |= {f"{split}/{folder}/{ROOT}": group_document() for folder in ("rows", "features")}
         wanted |= array_documents(store, split, [key for key in store.arrays(split) if key.block in blocks])
+        key = store.thumbnail(split)
+        if key is not None or store.storage.exists(f"{split}/{ThumbnailKey.array}/{ROOT}"):
+            wanted |= thumbnail_documents(store, split, key or ThumbnailKey(1))  # nobody can know the size: it is a fault
     return wanted
+
+
+def thumbnail_documents(store: FeatureStore, split: str, key: ThumbnailKey) -> dict[str, bytes]:
+    """Documents of a split's thumbnails and of the group above them -> their bytes."""
+    group = key.array.rsplit("/", 1)[0]
+    return {
+        f"{split}/{group}/{ROOT}": group_document(),
+        f"{split}/{key.array}/{ROOT}": thumbnail_document(store.layout(key, split)),
+    }
 
 
 def array_documents(store: FeatureStore, split: str, keys: Iterable[FeatureKey]) -> dict[str, bytes]:
     """Documents of feature arrays and of the groups above them -> their bytes, attributes apart."""
     wanted = {}
     for key in keys:
-        array = f"{split}/features/{key.path}"
+        array = f"{split}/{key.array}"
         for group in (array.rsplit("/", 2)[0], array.rsplit("/", 1)[0]):
             wanted[f"{group}/{ROOT}"] = group_document()
         wanted[f"{array}/{ROOT}"] = feature_document(store.layout(key, split), {})
     return wanted
 
 
-def missing_documents(store: FeatureStore, split: str, keys: Iterable[FeatureKey]) -> list[str]:
-    """Documents of feature arrays and of the groups above them that are not there."""
-    names = list(array_documents(store, split, keys))
+def missing_documents(store: FeatureStore, split: str, keys: Iterable[ArrayKey]) -> list[str]:
+    """Documents of arrays and of the groups above them that are not there."""
+    keys = list(keys)
+    names = list(array_documents(store, split, [key for key in keys if isinstance(key, FeatureKey)]))
+    names += [name for key in keys if isinstance(key, ThumbnailKey) for name in thumbnail_documents(store, split, key)]
     with ThreadPoolExecutor(_READERS) as pool:
         there = pool.map(store.storage.exists, names)
         return [name for name, exists in zip(names, there, strict=True) if not exists]

@@ -11,7 +11,7 @@ from .choice import Choice, choose, matching
 from .errors import UnknownFeatures
 from .feature_store import FeatureStore
 from .forget import forget
-from .key import FeatureKey
+from .key import ArrayKey, FeatureKey, ThumbnailKey
 from .layout import JOURNAL, ROOT
 from .progress import progress_bar
 from .shard import shard_file_bytes
@@ -26,12 +26,12 @@ class Dropping:
     """What will be removed.
 
     Attributes:
-        keys: split -> settings.
+        keys: split -> settings, or thumbnails.
         shards: files of shards.
         bytes: of those files, as long as they are whole.
     """
 
-    keys: Mapping[str, Sequence[FeatureKey]]
+    keys: Mapping[str, Sequence[ArrayKey]]
     shards: Sequence[str]
     bytes: int
 
@@ -54,13 +54,26 @@ def plan_drop(store: FeatureStore, choice: Choice) -> Dropping:
     keys = keys if killed else choose(store, choice, there)
     if not any(keys.values()):
         raise UnknownFeatures(store.path, f"there are no settings to drop in {', '.join(keys)}")
+    return _dropping(store, keys)
+
+
+def plan_drop_thumbnails(store: FeatureStore, splits: Sequence[str] | None) -> Dropping:
+    """As :func:`plan_drop`, for the thumbnails of some splits; None for all. Raises ``UnknownFeatures`` without any."""
+    there = choose(store, Choice(splits=splits), dict.fromkeys(store.splits, ()))
+    keys = {split: [key] for split in there if (key := store.thumbnail(split)) is not None}
+    if not keys:
+        raise UnknownFeatures(store.path, f"there are no thumbnails to drop in {', '.join(there)}")
+    return _dropping(store, keys)
+
+
+def _dropping(store: FeatureStore, keys: Mapping[str, Sequence[ArrayKey]]) -> Dropping:
     shards = []
     n_bytes = 0
     for split, own in keys.items():
         for key in own:
             layout = store.layout(key, split)
-            numbers = _shard_numbers(store, f"{split}/features/{key.path}")
-            shards += [layout.shard_name(f"{split}/features/{key.path}", number) for number in numbers]
+            numbers = _shard_numbers(store, f"{split}/{key.array}")
+            shards += [layout.shard_name(f"{split}/{key.array}", number) for number in numbers]
             n_bytes += sum(shard_file_bytes(layout, number) for number in numbers)
     return Dropping(keys, shards, n_bytes)
 
@@ -85,18 +98,21 @@ def drop(store: FeatureStore, plan: Dropping) -> None:
 
 
 def _folders(plan: Dropping) -> list[str]:
-    return [f"{split}/features/{key.path}" for split, own in plan.keys.items() for key in own]
+    return [f"{split}/{key.array}" for split, own in plan.keys.items() for key in own]
 
 
 def _empty_groups(store: FeatureStore, plan: Dropping) -> list[str]:
-    """Documents of the groups of blocks and pools that will have no arrays."""
+    """Documents of the groups of blocks and pools, and of images, that will have no arrays."""
     documents = []
     for split, own in plan.keys.items():
-        top = f"{split}/features"
+        settings = [key for key in own if isinstance(key, FeatureKey)]
         for depth in (2, 1):
-            kept = {key.path.rsplit("/", depth)[0] for key in store.folders(split) if key not in own}
-            gone = dict.fromkeys(key.path.rsplit("/", depth)[0] for key in own)
-            documents += [f"{top}/{group}/{ROOT}" for group in gone if group not in kept]
+            kept = {key.array.rsplit("/", depth)[0] for key in store.folders(split) if key not in own}
+            gone = dict.fromkeys(key.array.rsplit("/", depth)[0] for key in settings)
+            documents += [f"{split}/{group}/{ROOT}" for group in gone if group not in kept]
+        images, _, thumbnail = ThumbnailKey.array.rpartition("/")
+        if len(own) > len(settings) and store.storage.folders(f"{split}/{images}") == [thumbnail]:
+            documents.append(f"{split}/{images}/{ROOT}")
     return documents
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .advice import completing, with_thumbnails
 from .contract import Storage
 from .errors import CorruptStore, IncompleteFeatures, UnknownFeatures
 from .header import RESTORE, StoreHeader, own_attributes, read_document, read_header
 from .identity import Identity
 from .journal import Journal
-from .key import FeatureKey, grids
+from .key import ArrayKey, FeatureKey, ThumbnailKey, grids
 from .layout import JOURNAL, ROOT, ArrayLayout, block_range
 from .location import open_storage
 from .rows import NO_LABEL, RowTable, ids_digest
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import dask.array
 
 _READERS = 4
-DEFAULT_STORE = "feats.zarr"  # of all commands
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,14 @@ class FeatureStore:
                         keys.append(FeatureKey.from_path(f"{block}/{pool}/{step}"))
         return sorted(keys, key=lambda key: key.order)
 
+    def thumbnail(self, split: str) -> ThumbnailKey | None:
+        """The thumbnails of a split, with commits or not; None if there are none, or their document says no size."""
+        committed = self.journal.thumbnail(split)
+        if committed is None:
+            with contextlib.suppress(CorruptStore, KeyError, IndexError, TypeError, ValueError):
+                return ThumbnailKey(read_document(self.storage, f"{split}/{ThumbnailKey.array}/{ROOT}")["shape"][1])
+        return committed
+
     def labels(self, split: str) -> NDArray[np.int32]:
         """(n,) int32 labels of a split in row order, -1 for none. Raises ``CorruptStore``."""
         if split not in self._labels:
@@ -176,9 +183,9 @@ class FeatureStore:
         left_out = {row: bad for key in self.keys(split) for row, bad in self.journal.left_out(split, key).items()}
         return RowTable(self.ids(split), self.labels(split), dict(sorted(left_out.items())))
 
-    def layout(self, key: FeatureKey, split: str) -> ArrayLayout:
-        """Shape, dtype and chunking of a setting's array, whether it exists or not."""
-        if all(block.number != key.block for block in self.header.blocks):
+    def layout(self, key: ArrayKey, split: str) -> ArrayLayout:
+        """Shape, dtype and chunking of an array, whether it exists or not."""
+        if isinstance(key, FeatureKey) and all(block.number != key.block for block in self.header.blocks):
             known = format_numbers([block.number for block in self.header.blocks])
             raise UnknownFeatures(self.path, f"the backbone has no block {key.block}; its blocks are {known}")
         return self.header.layout(key, self.n_rows(split))
@@ -188,7 +195,7 @@ class FeatureStore:
         name = f"{split}/features/{key.path}/{ROOT}"
         return dict(read_document(self.storage, name).get("attributes", {}))
 
-    def wanted_rows(self, keys: Sequence[FeatureKey], split: str) -> int:
+    def wanted_rows(self, keys: Sequence[ArrayKey], split: str) -> int:
         """The first so many rows of a split that the runs which wrote these settings were asked for.
 
         All rows, unless every run had a ``--limit``. Over several settings, the smallest.
@@ -197,24 +204,24 @@ class FeatureStore:
         limits = [self.journal.wanted(split, key) for key in keys]
         return min([total, *(limit for limit in limits if limit is not None)])
 
-    def missing(self, keys: Sequence[FeatureKey], split: str, rows: int | None = None) -> list[int]:
+    def missing(self, keys: Sequence[ArrayKey], split: str, rows: int | None = None) -> list[int]:
         """Row blocks of the first ``rows`` rows (default: all) that are not committed for every one of ``keys``."""
         stop = self.n_rows(split) if rows is None else min(rows, self.n_rows(split))
         committed = [self.journal.row_blocks(split, key) for key in keys]
         n_blocks = -(-stop // self.header.row_block)
         return [block for block in range(n_blocks) if any(block not in blocks for blocks in committed)]
 
-    def require(self, keys: Sequence[FeatureKey], split: str, rows: range) -> None:
+    def require(self, keys: Sequence[ArrayKey], split: str, rows: range) -> None:
         """Raise unless the rows are committed for all settings.
 
         Raises:
             UnknownFeatures: a setting is not in the store.
             IncompleteFeatures: some of its rows are not.
         """
-        known = self.keys(split)
+        known = self.journal.arrays(split)
         for key in keys:
             if key not in known:
-                names = "; ".join(grids(known)) or "none yet"
+                names = "; ".join(grids(self.keys(split))) or "none yet"
                 raise UnknownFeatures(self.path, f"{split} has no features of {key}; it has: {names}")
         size = self.header.row_block
         for key in keys:
@@ -223,8 +230,8 @@ class FeatureStore:
             if absent and len(rows):
                 raise IncompleteFeatures(self.path, self._incomplete(key, split, rows, absent))
 
-    def read(self, key: FeatureKey, split: str, rows: slice = slice(None)) -> NDArray[Any]:
-        """Read features.
+    def read(self, key: ArrayKey, split: str, rows: slice = slice(None)) -> NDArray[Any]:
+        """Read features, or, as :meth:`thumbnails` does, thumbnails.
 
         Args:
             key: setting.
@@ -258,6 +265,28 @@ class FeatureStore:
             with ThreadPoolExecutor(_READERS) as pool:
                 list(pool.map(read_one, shards))
         return out
+
+    def thumbnails(self, split: str, rows: slice = slice(None)) -> NDArray[np.uint8]:
+        """Small pictures of the images: what the backbone saw at crop 0, made smaller.
+
+        Args:
+            split: name of the split.
+            rows: consecutive rows; all that the extraction was asked for by default.
+
+        Returns:
+            (n, N, N, 3) uint8 RGB; black where an image could not be decoded.
+
+        Raises:
+            UnknownFeatures: there are none; with the command that makes them.
+            IncompleteFeatures, CorruptStore: as :meth:`read`.
+        """
+        self._split(split)
+        key = self.journal.thumbnail(split)
+        if key is None:
+            commands = (self.journal.command(split, own) for own in reversed(self.keys(split)))
+            command = with_thumbnails(self.path, next(filter(None, commands), None))
+            raise UnknownFeatures(self.path, f"{split} has no thumbnails of its images. Make them with:\n  {command}")
+        return self.read(key, split, rows)
 
     def xy(self, key: FeatureKey, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Features and labels for a notebook or scikit-learn.
@@ -305,23 +334,18 @@ class FeatureStore:
 
     def lazy(self, key: FeatureKey, split: str) -> dask.array.Array:
         """The array of :meth:`read` for Dask, its chunks whole shards, read with the same checks."""
-        import dask.array
+        from .lazy import lazy_array
 
         n_rows = self.wanted_rows([key], split)
         self.require([key], split, range(n_rows))
         layout = self.layout(key, split)
-        source = _Lazy(self, key, split, (n_rows, *layout.row_shape), layout.dtype)
-        chunks = (layout.shard_rows, *layout.row_shape)
-        array: dask.array.Array = dask.array.from_array(  # type: ignore[no-untyped-call]
-            source, chunks=chunks, asarray=False, lock=False, name=False
-        )
-        return array
+        return lazy_array(partial(self.read, key, split), (n_rows, *layout.row_shape), layout.dtype, layout.shard_rows)
 
-    def _read_part(self, key: FeatureKey, split: str, layout: ArrayLayout, rows: range, out: NDArray[Any]) -> None:
+    def _read_part(self, key: ArrayKey, split: str, layout: ArrayLayout, rows: range, out: NDArray[Any]) -> None:
         """Read rows of one shard; after a mismatch look once for a commit made meanwhile."""
         shard = rows.start // layout.shard_rows
         start = shard * layout.shard_rows
-        name = layout.shard_name(f"{split}/features/{key.path}", shard)
+        name = layout.shard_name(f"{split}/{key.array}", shard)
         within = range(rows.start - start, rows.stop - start)
         try:
             read_shard(self.storage, name, layout, shard, within, out, self.committed(key, split, shard))
@@ -333,7 +357,7 @@ class FeatureStore:
                 block = rows.start // self.header.row_block
                 raise CorruptStore(self.path, f"row block {block} of {split}, {key}: {error} ({name}); {RESTORE}") from None
 
-    def committed(self, key: FeatureKey, split: str, shard: int) -> set[str]:
+    def committed(self, key: ArrayKey, split: str, shard: int) -> set[str]:
         """Checksums that a shard may have by the journal; none if its row block is not committed. Raises ``CorruptStore``."""
         layout = self.layout(key, split)
         block = shard * layout.shard_rows // layout.row_block
@@ -344,7 +368,7 @@ class FeatureStore:
             raise CorruptStore(self.path, f"{what}; {RESTORE}")
         return set() if shards is None else shards[shard - numbers.start]
 
-    def _range(self, keys: Sequence[FeatureKey], split: str, rows: slice) -> range:
+    def _range(self, keys: Sequence[ArrayKey], split: str, rows: slice) -> range:
         if rows.step not in (None, 1):
             raise ValueError(f"rows must be consecutive, got a step of {rows.step}")
         if rows == slice(None):
@@ -380,51 +404,15 @@ class FeatureStore:
             raise CorruptStore(self.path, f"{split}/rows/{name} has shape {values.shape}, expected ({n_rows},)")
         return values
 
-    def _incomplete(self, key: FeatureKey, split: str, rows: range, absent: Sequence[int]) -> str:
+    def _incomplete(self, key: ArrayKey, split: str, rows: range, absent: Sequence[int]) -> str:
         size = self.header.row_block
         count = sum(min((block + 1) * size, rows.stop) - max(block * size, rows.start) for block in absent)
         first = absent[0] * size
-        command = self._completing(self.journal.command(split, key), rows.stop > self.wanted_rows([key], split))
+        beyond_limit = rows.stop > self.wanted_rows([key], split)
+        command = completing(self.path, self.journal.command(split, key), beyond_limit=beyond_limit)
         text = f"{count} of {len(rows)} rows of {split}, {key}, are not committed yet. Complete them with:\n  {command}"
         alone = f"\nor ask for the committed rows alone: the first {first} (--limit {first}, rows=slice({first}))"
         return text + (alone if first else "")
-
-    def _completing(self, command: str | None, beyond: bool) -> str:
-        """The command that completes this store, as typed, with where the store is now; ``beyond``: without its limit."""
-        if command is None:
-            return "diffssl-extract, with the options that made it"
-        words = shlex.split(command)
-        for option in ("--store", *(["--limit"] if beyond else [])):
-            words = [word for word in words if not word.startswith(f"{option}=")]
-            if option in words[:-1]:
-                place = words.index(option)
-                del words[place : place + 2]
-        return shlex.join([*words, *(["--store", self.path] if self.path != DEFAULT_STORE else [])])
-
-
-@dataclass(frozen=True)
-class _Lazy:
-    """What dask.array.from_array needs of an array."""
-
-    store: FeatureStore
-    key: FeatureKey
-    split: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
-        # dask merges what is done to the array into the index: numbers, steps and lists of rows arrive here
-        rows, *rest = index
-        numbers = np.arange(self.shape[0])[rows]
-        first = int(numbers.min(initial=self.shape[0]))
-        values = self.store.read(self.key, self.split, slice(first, int(numbers.max(initial=first - 1)) + 1))
-        values = values[numbers - first]
-        part: NDArray[Any] = values[tuple(rest)] if numbers.ndim == 0 else values[(slice(None), *rest)]
-        return part
 
 
 def common_keys(store: FeatureStore, splits: Iterable[str]) -> list[FeatureKey]:

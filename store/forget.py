@@ -11,14 +11,14 @@ from itertools import islice
 from .feature_store import FeatureStore
 from .identity import canonical_json
 from .journal import Commit, larger
-from .key import FeatureKey
+from .key import ArrayKey, array_key
 from .layout import JOURNAL, ROOT, block_range
 
 _WRITERS = 16  # one waits for the disk beside another
 _PART = 256
 
 
-# Array path below the split's features -> row blocks to forget, None for all.
+# Path of a setting or of thumbnails, as in commits -> row blocks to forget, None for all.
 Gone = Mapping[str, Collection[int] | None]
 
 
@@ -82,7 +82,7 @@ def keep_limits(store: FeatureStore, split: str, gone: Gone) -> None:
             if not _is_gone(gone, path, commit.row_block):
                 left[path] = larger(left.get(path, 0), commit.limit)
     for path in sorted(left):
-        key = FeatureKey.from_path(path)
+        key = array_key(path)
         wanted = store.journal.wanted(split, key)
         if left[path] != wanted:
             blocks = [block for block in store.journal.row_blocks(split, key) if not _is_gone(gone, path, block)]
@@ -94,7 +94,7 @@ def _is_gone(gone: Gone, path: str, row_block: int) -> bool:
     return blocks is None or row_block in blocks
 
 
-def record_limit(store: FeatureStore, split: str, key: FeatureKey, row_block: int, limit: int | None) -> None:
+def record_limit(store: FeatureStore, split: str, key: ArrayKey, row_block: int, limit: int | None) -> None:
     """Commit a row block of an array once more, to say that the first ``limit`` rows of the array are wanted (None: all)."""
     rows = block_range(store.n_rows(split), store.header.row_block, row_block)
     left_out = {row: bad for row, bad in store.journal.left_out(split, key).items() if row in rows}

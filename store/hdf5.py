@@ -27,7 +27,7 @@ from .feature_store import FeatureStore
 from .header import read_document
 from .identity import canonical_json
 from .journal import Commit
-from .key import FeatureKey
+from .key import ArrayKey, ThumbnailKey
 from .layout import CHUNK_BYTES, JOURNAL, ROOT
 from .progress import progress_bar
 from .rows import LeftOut
@@ -40,6 +40,7 @@ README = """Features of a frozen diffusion model, exported from a diffssl featur
 /<split>/rows/id        names of the samples, one a row, UTF-8 padded with zero bytes
 /<split>/rows/label     index into "classes" of the root's attribute "diffssl", -1 for none
 /<split>/features/bB/pP/tT   (row, channel, y, x): output of block B pooled to P x P, at noise timestep T; _dD: noise draw D
+/<split>/images/thumbnail    (row, y, x, colour): small pictures of the images, if there are any
 /journal/<split>        JSON lines: which rows are there, with checksums, and which samples could not be decoded
 
 Row i of every array is sample i. Rows that were not extracted, and samples that could not be decoded, are NaN.
@@ -48,14 +49,14 @@ Attributes named "diffssl" are JSON. 'diffssl-store import' makes a store of thi
 
 
 def export_hdf5(
-    store: FeatureStore, target: Path | str, keys: Mapping[str, Sequence[FeatureKey]], *, force: bool = False
+    store: FeatureStore, target: Path | str, keys: Mapping[str, Sequence[ArrayKey]], *, force: bool = False
 ) -> None:
     """Write settings of a store to one HDF5 file, which appears whole or not at all. Memory holds one shard.
 
     Args:
         store: to read.
         target: the file.
-        keys: split -> settings; a split without settings is exported with its rows.
+        keys: split -> settings, and thumbnails; a split without either is exported with its rows.
         force: replace a file that is there.
 
     Raises:
@@ -96,7 +97,7 @@ def _check_target(target: Path, force: bool) -> None:
         raise StoreError(target, f"there is no folder {target.parent}; make it first")
 
 
-def _check_space(store: FeatureStore, target: Path, keys: Mapping[str, Sequence[FeatureKey]]) -> None:
+def _check_space(store: FeatureStore, target: Path, keys: Mapping[str, Sequence[ArrayKey]]) -> None:
     needed = sum(
         shard_file_bytes(store.layout(key, split), shard)
         for split, own in keys.items()
@@ -108,14 +109,14 @@ def _check_space(store: FeatureStore, target: Path, keys: Mapping[str, Sequence[
         raise StorageFull(target, f"{human_bytes(needed)} will be written and {human_bytes(free)} are free; use another disk")
 
 
-def _shards(store: FeatureStore, split: str, key: FeatureKey) -> list[int]:
+def _shards(store: FeatureStore, split: str, key: ArrayKey) -> list[int]:
     """Shards of the row blocks with the wanted rows of a setting; the last row block is exported as it was committed, whole."""
     layout = store.layout(key, split)
     blocks = range(-(-store.wanted_rows([key], split) // layout.row_block))
     return [shard for block in blocks for shard in layout.shards_of(block)]
 
 
-def _write_file(file: h5py.File, store: FeatureStore, keys: Mapping[str, Sequence[FeatureKey]]) -> None:
+def _write_file(file: h5py.File, store: FeatureStore, keys: Mapping[str, Sequence[ArrayKey]]) -> None:
     put_text(file.attrs, "README", README)
     put_text(file.attrs, "diffssl", json.dumps(store.header.to_json()))
     file.attrs[EXPORT] = EXPORT_FORMAT
@@ -154,35 +155,36 @@ def _column_options(rows: int, row_bytes: int) -> dict[str, Any]:
 
 
 def _write_array(
-    group: h5py.Group, store: FeatureStore, split: str, key: FeatureKey, progress: Callable[[int], object]
+    group: h5py.Group, store: FeatureStore, split: str, key: ArrayKey, progress: Callable[[int], object]
 ) -> dict[int, list[str]]:
     """Copy an array shard by shard; return the checksums of each row block's shards as they are in the file."""
     layout = store.layout(key, split)
     data = group.create_dataset(
-        f"features/{key.path}",
+        key.array,
         (layout.rows, *layout.row_shape),
         layout.dtype,
         chunks=(min(layout.chunk_rows, layout.rows), *layout.row_shape),
         fletcher32=True,
-        fillvalue=np.nan,
+        fillvalue=layout.fill_value,
     )
-    _put_attributes(data, read_document(store.storage, f"{split}/features/{key.path}/{ROOT}").get("attributes", {}))
+    document = read_document(store.storage, f"{split}/{key.array}/{ROOT}")
+    _put_attributes(data, document["dimension_names"], document.get("attributes", {}))
     left_out = sorted(store.journal.left_out(split, key))
     checksums: dict[int, list[str]] = {}
     for shard in _shards(store, split, key):
         rows = layout.shard_range(shard)
         values = store.read(key, split, slice(rows.start, rows.stop))
         own = left_out[bisect_left(left_out, rows.start) : bisect_left(left_out, rows.stop)]
-        values[[row - rows.start for row in own]] = np.nan  # a second writer may have decoded one of them
+        values[[row - rows.start for row in own]] = layout.fill_value  # a second writer may have decoded one of them
         data[rows.start : rows.stop] = values
         checksums.setdefault(rows.start // layout.row_block, []).append(encode_shard(values, layout)[1])
         progress(1)
     return checksums
 
 
-def _put_attributes(data: h5py.Dataset, attributes: Mapping[str, Any]) -> None:
+def _put_attributes(data: h5py.Dataset, dimensions: Sequence[str], attributes: Mapping[str, Any]) -> None:
     """Attributes of an array as HDF5 has them, for people, and as JSON, for an exact import."""
-    names = [b"row", b"channel", b"y", b"x"]
+    names = [name.encode() for name in dimensions]
     data.attrs["dimension_names"] = np.array(names, dtype=h5py.string_dtype("utf-8", 7))
     for name, value in attributes.items():
         if value is None:
@@ -194,14 +196,14 @@ def _put_attributes(data: h5py.Dataset, attributes: Mapping[str, Any]) -> None:
     put_text(data.attrs, "diffssl", json.dumps(attributes))
 
 
-def _commits(store: FeatureStore, split: str, checksums: Mapping[FeatureKey, Mapping[int, list[str]]]) -> list[Commit]:
-    """The commits of the exported arrays; arrays that have all but their checksums in common share one."""
+def _commits(store: FeatureStore, split: str, checksums: Mapping[ArrayKey, Mapping[int, list[str]]]) -> list[Commit]:
+    """The commits of the exported arrays; settings that have all but their checksums in common share one."""
     origins: dict[tuple[str, int], Commit] = {}
     paths = {key.path for key in checksums}
     for _, commit in store.journal.each(split):
         origins |= dict.fromkeys(((path, commit.row_block) for path in paths & commit.arrays.keys()), commit)
     size = store.header.row_block
-    commits: dict[bytes, Commit] = {}
+    commits: dict[tuple[bool, bytes], Commit] = {}
     for key, blocks in checksums.items():
         left_out: dict[int, dict[int, LeftOut]] = {}
         for row, bad in store.journal.left_out(split, key).items():
@@ -210,8 +212,9 @@ def _commits(store: FeatureStore, split: str, checksums: Mapping[FeatureKey, Map
             origin = origins[key.path, block]
             limit = store.journal.wanted(split, key)
             commit = replace(origin, arrays={}, left_out=left_out.get(block, {}), limit=limit)
-            known = commits.setdefault(canonical_json(commit.to_json()), commit)
-            commits[canonical_json(commit.to_json())] = replace(known, arrays={**known.arrays, key.path: sums})
+            shared = isinstance(key, ThumbnailKey), canonical_json(commit.to_json())
+            known = commits.setdefault(shared, commit)
+            commits[shared] = replace(known, arrays={**known.arrays, key.path: sums})
     return sorted(commits.values(), key=lambda commit: (commit.row_block, commit.timestep is not None, commit.timestep))
 
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .create import add_arrays, add_split, check_header, check_split, create
+from .create import add_arrays, add_split, add_thumbnails, check_header, check_split, check_thumbnails, create
 from .describe import human_bytes
 from .errors import CorruptStore, StorageFull, StoreError, StoreNotFound, UnsupportedFormat
 from .feature_store import FeatureStore
@@ -21,7 +21,7 @@ from .forget import record_limit
 from .hdf5 import EXPORT, EXPORT_FORMAT
 from .header import StoreHeader, parse_header
 from .journal import Commit, larger
-from .key import FeatureKey
+from .key import ArrayKey, FeatureKey, ThumbnailKey, array_key
 from .layout import JOURNAL, ArrayLayout, block_range
 from .progress import progress_bar
 from .rows import NO_LABEL, ids_digest
@@ -46,12 +46,23 @@ class ExportedSplit:
     commits: Sequence[Commit]
 
     @property
+    def arrays(self) -> list[ArrayKey]:
+        """Settings in the file, sorted, then thumbnails."""
+        found = {array_key(path) for commit in self.commits for path in commit.arrays}
+        settings = sorted((key for key in found if isinstance(key, FeatureKey)), key=lambda key: key.order)
+        return [*settings, *(key for key in found if isinstance(key, ThumbnailKey))]
+
+    @property
     def keys(self) -> list[FeatureKey]:
         """Settings in the file, sorted."""
-        paths = {path for commit in self.commits for path in commit.arrays}
-        return sorted(map(FeatureKey.from_path, paths), key=lambda key: key.order)
+        return [key for key in self.arrays if isinstance(key, FeatureKey)]
 
-    def wanted(self, key: FeatureKey) -> int | None:
+    @property
+    def thumbnail(self) -> ThumbnailKey | None:
+        """Thumbnails in the file, if there are any."""
+        return next((key for key in self.arrays if isinstance(key, ThumbnailKey)), None)
+
+    def wanted(self, key: ArrayKey) -> int | None:
         """The first so many rows of a setting that were asked for; None for all."""
         limit: int | None = 0
         for commit in self.commits:
@@ -78,23 +89,23 @@ class ExportedFile:
 
     def attributes(self, split: str, key: FeatureKey) -> dict[str, Any]:
         """Attributes of an array, as the store had them."""
-        with self._reading(f"{split}/features/{key.path}"):
-            attributes: dict[str, Any] = json.loads(self._file[f"{split}/features/{key.path}"].attrs["diffssl"])
+        with self._reading(f"{split}/{key.array}"):
+            attributes: dict[str, Any] = json.loads(self._file[f"{split}/{key.array}"].attrs["diffssl"])
             return attributes
 
-    def check_array(self, split: str, key: FeatureKey, layout: ArrayLayout) -> None:
+    def check_array(self, split: str, key: ArrayKey, layout: ArrayLayout) -> None:
         """Raise ``CorruptStore`` unless an array is there, in the shape and dtype of its layout."""
-        name = f"{split}/features/{key.path}"
+        name = f"{split}/{key.array}"
         with self._reading(name):
             found = self._file[name].shape, self._file[name].dtype
         wanted = (layout.rows, *layout.row_shape), layout.dtype
         if found != wanted:
             raise CorruptStore(self.path, f"{name} is {found[1]} {found[0]}, expected {wanted[1]} {wanted[0]}; {_AGAIN}")
 
-    def values(self, split: str, key: FeatureKey, rows: range) -> NDArray[Any]:
-        """(n, C, p, p) features of consecutive rows."""
+    def values(self, split: str, key: ArrayKey, rows: range) -> NDArray[Any]:
+        """(n, C, p, p) features, or (n, N, N, 3) thumbnails, of consecutive rows."""
         with self._reading(f"rows {rows.start} to {rows.stop - 1} of {split}, {key},"):
-            values: NDArray[Any] = self._file[f"{split}/features/{key.path}"][rows.start : rows.stop]
+            values: NDArray[Any] = self._file[f"{split}/{key.array}"][rows.start : rows.stop]
             return values
 
     def _split(self, name: str) -> ExportedSplit:
@@ -128,7 +139,7 @@ class _Unit:
     """One commit of the file, and which of its arrays the store lacks."""
 
     commit: Commit
-    keys: Sequence[FeatureKey]
+    keys: Sequence[ArrayKey]
 
 
 def import_hdf5(source: Path | str, path: Path | str, say: Callable[[str], object] = print) -> int:
@@ -160,6 +171,8 @@ def import_hdf5(source: Path | str, path: Path | str, say: Callable[[str], objec
             if different:
                 say(f"{name}: {different} labels differ from the store's, which are kept (labels are not identity)")
             add_arrays(store, name, split.keys, {key: file.attributes(name, key) for key in split.keys})
+            if split.thumbnail is not None:
+                add_thumbnails(store, name, split.thumbnail)
         if units:
             total = sum(len(unit.commit.arrays[key.path]) for unit in units for key in unit.keys)
             with progress_bar(total, " shards", "import") as bar:
@@ -185,7 +198,7 @@ def _open_hdf5(path: Path) -> Iterator[ExportedFile]:
 def _existing(file: ExportedFile, path: Path | str) -> FeatureStore | None:
     """The store to extend, if there is one. Raises ``IdentityMismatch``; and ``CorruptStore`` for an array of another shape."""
     for name, split in file.splits.items():
-        for key in split.keys:
+        for key in split.arrays:
             file.check_array(name, key, file.header.layout(key, len(split.ids)))
     try:
         store = FeatureStore.open(path)
@@ -194,15 +207,18 @@ def _existing(file: ExportedFile, path: Path | str) -> FeatureStore | None:
     check_header(path, store.header, file.header)
     for name in file.splits.keys() & set(store.splits):
         check_split(store, name, file.splits[name].ids)
+    for split in file.splits.values():
+        if split.thumbnail is not None:
+            check_thumbnails(store, split.thumbnail)
     return store
 
 
 def _units(file: ExportedFile, store: FeatureStore | None) -> list[_Unit]:
     units = []
     for name, split in file.splits.items():
-        committed = {key: store.journal.row_blocks(name, key) if store is not None else {} for key in split.keys}
+        committed = {key: store.journal.row_blocks(name, key) if store is not None else {} for key in split.arrays}
         for commit in split.commits:
-            keys = [key for key in map(FeatureKey.from_path, commit.arrays) if commit.row_block not in committed[key]]
+            keys = [key for key in map(array_key, commit.arrays) if commit.row_block not in committed[key]]
             units += [_Unit(commit, keys)] if keys else []
     return units
 
@@ -243,7 +259,7 @@ def _write_unit(file: ExportedFile, store: FeatureStore, unit: _Unit, progress: 
 
 def _raise_limits(store: FeatureStore, name: str, split: ExportedSplit) -> None:
     """Let as many rows of an array be wanted as in the file, where the store had its row blocks with a lower limit."""
-    for key in split.keys:
+    for key in split.arrays:
         here = store.journal.wanted(name, key)
         limit = larger(here, split.wanted(key))
         if limit != here:

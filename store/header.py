@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .block import Block
 from .contract import Storage
 from .errors import CorruptStore, StoreNotFound, UnsupportedFormat
 from .identity import Identity
-from .key import FeatureKey
+from .key import ArrayKey, FeatureKey, ThumbnailKey
 from .layout import FORMAT, JOURNAL, ROOT, ArrayLayout, store_dtype
 
 RESTORE = "restore it from a copy, or forget it with 'diffssl-store repair' and run the extraction again"
@@ -57,8 +59,10 @@ class StoreHeader:
             **{name: getattr(self, name) for name in plain},
         }
 
-    def layout(self, key: FeatureKey, rows: int) -> ArrayLayout:
-        """Shape, dtype and chunking of a setting's array in a split of ``rows`` rows. The block must be known."""
+    def layout(self, key: ArrayKey, rows: int) -> ArrayLayout:
+        """Shape, dtype and chunking of an array in a split of ``rows`` rows. The block of a setting must be known."""
+        if isinstance(key, ThumbnailKey):
+            return ArrayLayout(rows, (key.side, key.side, 3), np.dtype(np.uint8), self.row_block)
         return ArrayLayout(rows, self.row_shape(self.blocks, key), store_dtype(self.dtype), self.row_block)
 
     @staticmethod

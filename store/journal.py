@@ -1,8 +1,9 @@
 """The commits of a store: which row blocks are there, with which checksums, and which samples were left out.
 
 A commit is one JSON file ``journal/<split>/<row block>-t<timestep>-<digest of the content>.json`` that appears
-atomically after all its shards are on disk. Nothing else marks a row block as present. Several commits may name one
-row block (two writers, or later settings); a shard is good if its checksum is in any of them.
+atomically after all its shards are on disk; that of thumbnails has ``images`` in place of the timestep. Nothing else
+marks a row block as present. Several commits may name one row block (two writers, or later settings); a shard is good
+if its checksum is in any of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .contract import Storage
 from .errors import CorruptStore
 from .header import RESTORE
 from .identity import canonical_json, digest
-from .key import FeatureKey
+from .key import ArrayKey, FeatureKey, ThumbnailKey, array_key
 from .layout import JOURNAL
 from .rows import LeftOut
 
@@ -27,13 +28,13 @@ _PART = 64
 
 @dataclass(frozen=True)
 class Commit:
-    """One unit of work that is on disk: some arrays of one (split, row block, timestep).
+    """One unit of work that is on disk: some arrays of one (split, row block, timestep), or the thumbnails of a row block.
 
     Attributes:
         split: name of the split.
         row_block: number of the row block.
-        timestep: the timestep, or None for an encoder without.
-        arrays: array path below the split's features -> checksum of each of the row block's shards, in order.
+        timestep: the timestep, or None for an encoder without and for thumbnails.
+        arrays: path of a setting or of thumbnails -> checksum of each of the row block's shards, in order.
         left_out: row number in the split -> sample that could not be decoded, with the reason.
         limit: the run was asked for the first ``limit`` rows of the split; None for all.
         command: command line of the run that wrote it, so that an error can name what completes the store.
@@ -50,12 +51,14 @@ class Commit:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON value of the commit."""
+        """JSON value of the commit; thumbnails have a field of their own, which readers of features pass over."""
+        images = {path: sums for path, sums in self.arrays.items() if isinstance(array_key(path), ThumbnailKey)}
         return {
             "split": self.split,
             "row_block": self.row_block,
             "timestep": self.timestep,
-            "arrays": dict(self.arrays),
+            "arrays": {path: sums for path, sums in self.arrays.items() if path not in images},
+            **({"images": images} if images else {}),
             "left_out": [[row, bad.id, bad.reason] for row, bad in sorted(self.left_out.items())],
             "limit": self.limit,
             "command": self.command,
@@ -65,15 +68,17 @@ class Commit:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Commit:
         """Invert :meth:`to_json`; unknown fields are ignored."""
-        names = ("split", "row_block", "timestep", "arrays", "limit", "command", "versions")
+        names = ("split", "row_block", "timestep", "limit", "command", "versions")
+        arrays = {**value["arrays"], **value.get("images", {})}
         left_out = {row: LeftOut(name, reason) for row, name, reason in value["left_out"]}
-        return cls(**{name: value[name] for name in names}, left_out=left_out)
+        return cls(**{name: value[name] for name in names}, arrays=arrays, left_out=left_out)
 
     @property
     def name(self) -> str:
         """File of the commit, named by its content: writing the same commit twice is writing it once."""
-        timestep = "none" if self.timestep is None else self.timestep
-        return f"{JOURNAL}/{self.split}/{self.row_block:06d}-t{timestep}-{digest(self.to_json(), 8)}.json"
+        value = self.to_json()
+        what = "images" if "images" in value else f"t{'none' if self.timestep is None else self.timestep}"
+        return f"{JOURNAL}/{self.split}/{self.row_block:06d}-{what}-{digest(value, 8)}.json"
 
 
 def larger(limit: int | None, other: int | None) -> int | None:
@@ -130,27 +135,39 @@ class Journal:
 
     def keys(self, split: str) -> list[FeatureKey]:
         """Settings of a split that have at least one commit."""
-        return sorted((FeatureKey.from_path(path) for path in self._checksums.get(split, {})), key=lambda k: k.order)
+        return sorted((key for key in self._arrays(split) if isinstance(key, FeatureKey)), key=lambda key: key.order)
 
-    def row_blocks(self, split: str, key: FeatureKey) -> dict[int, list[set[str]]]:
+    def thumbnail(self, split: str) -> ThumbnailKey | None:
+        """Thumbnails of a split, if they have at least one commit; all commits have one size, which is asked before."""
+        return next((key for key in self._arrays(split) if isinstance(key, ThumbnailKey)), None)
+
+    def arrays(self, split: str) -> list[ArrayKey]:
+        """All of a split that has at least one commit: settings, sorted, then thumbnails."""
+        thumbnail = self.thumbnail(split)
+        return [*self.keys(split), *([] if thumbnail is None else [thumbnail])]
+
+    def row_blocks(self, split: str, key: ArrayKey) -> dict[int, list[set[str]]]:
         """Committed row blocks of an array -> for each of their shards, the checksums it may have."""
         return self._checksums.get(split, {}).get(key.path, {})
 
-    def left_out(self, split: str, key: FeatureKey) -> dict[int, LeftOut]:
+    def left_out(self, split: str, key: ArrayKey) -> dict[int, LeftOut]:
         """Rows of an array that could not be decoded."""
         return self._left_out.get(split, {}).get(key.path, {})
 
-    def wanted(self, split: str, key: FeatureKey) -> int | None:
+    def wanted(self, split: str, key: ArrayKey) -> int | None:
         """The first so many rows that runs were asked for; None for all, 0 for an array without commits."""
         return self._wanted.get(split, {}).get(key.path, 0)
 
-    def command(self, split: str, key: FeatureKey) -> str | None:
+    def command(self, split: str, key: ArrayKey) -> str | None:
         """Command line of the newest run that is known to have written the array."""
         return self._commands.get(split, {}).get(key.path)
 
     def commits(self) -> int:
         """Number of commits read so far."""
         return len(self._seen)
+
+    def _arrays(self, split: str) -> list[ArrayKey]:
+        return [array_key(path) for path in self._checksums.get(split, {})]
 
     def _read_all(self, names: Sequence[str]) -> Iterator[tuple[str, Commit]]:
         """Read commits side by side; those that were removed meanwhile are left out."""

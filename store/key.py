@@ -1,14 +1,16 @@
-"""FeatureKey: the name of one setting, and its place below a split's ``features`` group."""
+"""What an array of a split is known by: FeatureKey, the name of one setting; ThumbnailKey, the pictures of the images."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .selection import CLASS_TOKEN, format_numbers
 
 _PATH = re.compile(r"b(\d+)/(?:p(\d+)|(cls))/t(\d+|none)(?:_d(\d+))?(?:_c(\d+))?")
+_THUMBNAIL = re.compile(r"thumbnail-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class FeatureKey:
         name += f"_c{self.crop}" if self.crop else ""
         return f"b{self.block}/{pool}/{name}"
 
+    @property
+    def array(self) -> str:
+        """Path of the array below the split."""
+        return f"features/{self.path}"
+
     @classmethod
     def from_path(cls, path: str) -> FeatureKey:
         """Invert :attr:`path`. Raises ``ValueError`` for anything that is not such a path."""
@@ -74,6 +81,41 @@ class FeatureKey:
         text += f", pool {self.pool}"
         text += f", draw {self.draw}" if self.draw else ""
         return text + (f", crop {self.crop}" if self.crop else "")
+
+
+@dataclass(frozen=True)
+class ThumbnailKey:
+    """The thumbnails of a split: small pictures of what the backbone saw at crop 0.
+
+    Attributes:
+        side: of each picture, in pixels.
+    """
+
+    side: int
+    timestep: ClassVar[None] = None  # they have no noise
+    array: ClassVar[str] = "images/thumbnail"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.side, int) or self.side < 1:
+            raise ValueError(f"the side of a thumbnail must be a positive number of pixels, got {self.side!r}")
+
+    @property
+    def path(self) -> str:
+        """What commits call them: their place is the same whatever their size, so the size is in the name."""
+        return f"thumbnail-{self.side}"
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"thumbnails of {self.side}x{self.side} pixels"
+
+
+ArrayKey = FeatureKey | ThumbnailKey
+
+
+def array_key(path: str) -> ArrayKey:
+    """What a commit names by a path. Raises ``ValueError`` for anything else."""
+    match = _THUMBNAIL.fullmatch(path)
+    return FeatureKey.from_path(path) if match is None else ThumbnailKey(int(match[1]))
 
 
 def grids(keys: Iterable[FeatureKey]) -> list[str]:

@@ -70,12 +70,12 @@ def fit_row_block(row_block: int, rows: int, workers: int, settings: int, unit_r
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Shape of one feature array on disk.
+    """Shape of one array of features, or of thumbnails, on disk.
 
     Attributes:
         rows: rows of the split.
-        row_shape: (channels, height, width) of one row.
-        dtype: ``float16`` or ``float32``.
+        row_shape: (channels, height, width) of one row; (height, width, 3) of a thumbnail.
+        dtype: ``float16`` or ``float32``; ``uint8`` of thumbnails.
         row_block: rows of one row block; a power of two.
     """
 
@@ -83,6 +83,11 @@ class ArrayLayout:
     row_shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     row_block: int
+
+    @property
+    def fill_value(self) -> float:
+        """What a row without data reads as: NaN; 0 where there is no NaN."""
+        return math.nan if self.dtype.kind == "f" else 0
 
     @property
     def row_bytes(self) -> int:
@@ -161,11 +166,20 @@ def journal_document() -> bytes:
 
 def feature_document(layout: ArrayLayout, attributes: Mapping[str, Any]) -> bytes:
     """``zarr.json`` of a feature array: sharded, uncompressed, a CRC32C on every chunk, fill value NaN."""
+    return _array_document(layout, attributes, ["row", "channel", "y", "x"])
+
+
+def thumbnail_document(layout: ArrayLayout) -> bytes:
+    """``zarr.json`` of thumbnails: as that of features, fill value 0."""
+    return _array_document(layout, {}, ["row", "y", "x", "colour"])
+
+
+def _array_document(layout: ArrayLayout, attributes: Mapping[str, Any], dimensions: list[str]) -> bytes:
     tail = list(layout.row_shape)
     bytes_and_crc = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     sharding = {
         "chunk_shape": [layout.chunk_rows, *tail],
-        "codecs": bytes_and_crc,
+        "codecs": bytes_and_crc if layout.dtype.itemsize > 1 else [{"name": "bytes"}, {"name": "crc32c"}],
         "index_codecs": bytes_and_crc,
         "index_location": "end",
     }
@@ -177,10 +191,10 @@ def feature_document(layout: ArrayLayout, attributes: Mapping[str, Any]) -> byte
             "data_type": layout.dtype.name,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.shard_rows, *tail]}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": "NaN",
+            "fill_value": "NaN" if math.isnan(layout.fill_value) else layout.fill_value,
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "attributes": dict(attributes),
-            "dimension_names": ["row", "channel", "y", "x"],
+            "dimension_names": dimensions,
         }
     )
 

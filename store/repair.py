@@ -18,6 +18,7 @@ from .errors import CorruptStore
 from .feature_store import FeatureStore
 from .forget import forget, keep_limits
 from .header import RESTORE_ROOT
+from .key import ThumbnailKey
 from .layout import ROOT, group_document, split_document
 from .progress import progress_bar
 from .rows import ids_digest, row_order
@@ -91,7 +92,7 @@ def _mend_split(store: FeatureStore, split: str, done: Repair, say: Callable[[st
     commits = store.journal.names(split)
     done.commands |= {commit.command for _, commit in store.journal.each(split) if commit.command is not None}
     columns = [file for column in _COLUMNS for file in _column_files(store, split, column)]
-    folders = {"rows", "features"}
+    folders = {"rows", "features", "images", ThumbnailKey.array}
     for key in store.folders(split):  # their documents have the old number of rows
         block, pool, _ = key.path.split("/")
         folders |= {f"features/{block}", f"features/{block}/{pool}", f"features/{key.path}"}
@@ -121,7 +122,7 @@ def _commands(store: FeatureStore, found: Iterable[Damage]) -> set[str]:
     commands: set[str] = set()
     for damage in found:
         if damage.split in store.splits and damage.file is not None and not _is_constant(damage):
-            keys = store.keys(damage.split) if damage.key is None else [damage.key]
+            keys = store.journal.arrays(damage.split) if damage.key is None else [damage.key]
             known = {store.journal.command(damage.split, key) for key in keys}
             commands |= {command for command in known if command is not None}
     return commands
@@ -167,7 +168,7 @@ def _forget_blocks(store: FeatureStore, found: Iterable[Damage], done: Repair, s
 def _left_out_blocks(store: FeatureStore) -> Iterator[Damage]:
     size = store.header.row_block
     for split in store.splits:
-        for key in store.keys(split):
+        for key in store.journal.arrays(split):
             left_out = store.journal.left_out(split, key)
             for block, rows in groupby(sorted(left_out), lambda row: row // size):
                 own = list(rows)
@@ -178,7 +179,8 @@ def _left_out_blocks(store: FeatureStore) -> Iterator[Damage]:
 
 def _is_constant(damage: Damage) -> bool:
     """Whether a damaged file is a document that needs no extraction: that of a group or of the journal."""
-    return damage.key is None and str(damage.file).endswith(f"/{ROOT}")
+    of_thumbnails = damage.file == f"{damage.split}/{ThumbnailKey.array}/{ROOT}"
+    return damage.key is None and str(damage.file).endswith(f"/{ROOT}") and not of_thumbnails
 
 
 def _column_files(store: FeatureStore, split: str, column: str) -> list[str]:

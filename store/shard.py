@@ -47,7 +47,7 @@ def encode_shard(values: NDArray[Any], layout: ArrayLayout) -> tuple[list[bytes 
     for i in range(n_chunks):
         chunk = values[i * size : (i + 1) * size]
         if len(chunk) < size:  # the end of the split: the rest of its last chunk is fill
-            padded = np.full((size, *layout.row_shape), np.nan, dtype=layout.dtype)
+            padded = np.full((size, *layout.row_shape), layout.fill_value, dtype=layout.dtype)
             padded[: len(chunk)] = chunk
             chunk = padded
         crcs.append(crc32c(chunk).to_bytes(_CRC, "little"))

@@ -11,7 +11,7 @@ import numpy as np
 from .documents import damaged_documents
 from .errors import CorruptStore
 from .feature_store import FeatureStore
-from .key import FeatureKey
+from .key import ArrayKey, FeatureKey, ThumbnailKey
 from .layout import JOURNAL, ROOT
 from .shard import DamagedShard, read_shard
 
@@ -24,7 +24,7 @@ class Damage:
 
     Attributes:
         split: name of the split; None for what belongs to none.
-        key: setting of the row block, or of the array whose document it is; None for other files.
+        key: setting or thumbnails of the row block, or of the array whose document it is; None for other files.
         row_block: number of the row block; None for other files.
         reason: what is wrong, in words.
         file: document, commit or column of the rows; None for a row block.
@@ -32,7 +32,7 @@ class Damage:
     """
 
     split: str | None
-    key: FeatureKey | None
+    key: ArrayKey | None
     row_block: int | None
     reason: str
     file: str | None = None
@@ -44,12 +44,12 @@ class Damage:
         return f"{where}: {self.reason}"
 
 
-def committed_shards(store: FeatureStore) -> list[tuple[str, FeatureKey, int, int]]:
-    """(split, setting, row block, shard) of everything that is committed."""
+def committed_shards(store: FeatureStore) -> list[tuple[str, ArrayKey, int, int]]:
+    """(split, setting or thumbnails, row block, shard) of everything that is committed."""
     return [
         (split, key, block, shard)
         for split in store.splits
-        for key in store.keys(split)
+        for key in store.journal.arrays(split)
         for block in sorted(store.journal.row_blocks(split, key))
         for shard in store.layout(key, split).shards_of(block)
     ]
@@ -66,7 +66,7 @@ def verify(store: FeatureStore, progress: Callable[[int], object] = lambda _: No
         if not name.endswith(f"/{ROOT}"):
             yield Damage(name.split("/")[1], None, None, _why(error), name)
     for name, fault in damaged_documents(store):
-        yield Damage(*_owner(name), None, str(fault), name, isinstance(fault, OSError))
+        yield Damage(*_owner(store, name), None, str(fault), name, isinstance(fault, OSError))
     for split in store.splits:
         for column, read in (("id", store.ids), ("label", store.labels)):
             try:
@@ -107,10 +107,10 @@ def _lost_splits(store: FeatureStore) -> Iterator[Damage]:
 
 
 def _damaged_shards(store: FeatureStore, progress: Callable[[int], object]) -> Iterator[Damage]:
-    def check(item: tuple[str, FeatureKey, int, int]) -> Damage | None:
+    def check(item: tuple[str, ArrayKey, int, int]) -> Damage | None:
         split, key, block, shard = item
         layout = store.layout(key, split)
-        name = layout.shard_name(f"{split}/features/{key.path}", shard)
+        name = layout.shard_name(f"{split}/{key.array}", shard)
         try:
             rows = range(len(layout.shard_range(shard)))
             values = np.empty((len(rows), *layout.row_shape), dtype=layout.dtype)
@@ -127,11 +127,13 @@ def _damaged_shards(store: FeatureStore, progress: Callable[[int], object]) -> I
             progress(len(part))
 
 
-def _owner(document: str) -> tuple[str | None, FeatureKey | None]:
-    """Split and setting that a document belongs to."""
+def _owner(store: FeatureStore, document: str) -> tuple[str | None, ArrayKey | None]:
+    """Split and array that a document belongs to."""
     split, _, rest = document.removesuffix(ROOT).rstrip("/").partition("/")
     if split in ("", JOURNAL):
         return None, None
+    if rest.rstrip("/") == ThumbnailKey.array:
+        return split, store.thumbnail(split)
     path = rest.removeprefix("features/")
     return split, FeatureKey.from_path(path) if path.count("/") == 2 else None
 

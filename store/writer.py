@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from .errors import DiffsslError
 from .feature_store import FeatureStore
 from .journal import Commit
-from .key import FeatureKey
+from .key import ArrayKey, FeatureKey
 from .layout import block_range
 from .rows import LeftOut
 from .shard import encode_shard
+
+_Key = TypeVar("_Key", bound=ArrayKey)
 
 
 class NotFinite(DiffsslError):
@@ -36,7 +38,7 @@ class NotFinite(DiffsslError):
 
 
 class UnitWriter:
-    """Collects the features of one (split, row block, timestep) and commits them.
+    """Collects the features of one (split, row block, timestep), or the thumbnails of a row block, and commits them.
 
     Memory holds one shard of every setting. Rows arrive in order, once each.
 
@@ -44,14 +46,16 @@ class UnitWriter:
         store: with the arrays created.
         split: name of the split.
         row_block: number of the row block.
-        keys: settings of one timestep.
+        keys: settings of one timestep; or the thumbnails alone.
         ids: ids of the row block's rows, to name a sample in an error.
     """
 
-    def __init__(self, store: FeatureStore, split: str, row_block: int, keys: Sequence[FeatureKey], ids: Sequence[str]) -> None:
+    def __init__(self, store: FeatureStore, split: str, row_block: int, keys: Sequence[ArrayKey], ids: Sequence[str]) -> None:
         timesteps = {key.timestep for key in keys}
         if len(timesteps) != 1:
             raise ValueError(f"a unit has the settings of one timestep, got {sorted(map(str, timesteps))}")
+        if len({type(key) for key in keys}) > 1:
+            raise ValueError("a unit has settings or thumbnails, got both")
         self._store = store
         self._split = split
         self._row_block = row_block
@@ -59,18 +63,18 @@ class UnitWriter:
         self._ids = ids
         self._layouts = {key: store.layout(key, split) for key in keys}
         self._rows = block_range(store.n_rows(split), store.header.row_block, row_block)
-        self._open: dict[FeatureKey, NDArray[Any]] = {}
-        self._filled = dict.fromkeys(keys, 0)
-        self._checksums: dict[FeatureKey, list[str]] = {key: [] for key in keys}
+        self._open: dict[ArrayKey, NDArray[Any]] = {}
+        self._filled: dict[ArrayKey, int] = dict.fromkeys(keys, 0)
+        self._checksums: dict[ArrayKey, list[str]] = {key: [] for key in keys}
         self._written: set[str] = set()
         self._left_out: dict[int, LeftOut] = {}
         self._failed = False
 
-    def write(self, features: Mapping[FeatureKey, NDArray[Any]], left_out: Mapping[int, LeftOut]) -> None:
+    def write(self, features: Mapping[_Key, NDArray[Any]], left_out: Mapping[int, LeftOut]) -> None:
         """Append the next rows.
 
         Args:
-            features: per setting, (n, C, p, p) in the store's dtype.
+            features: per setting, (n, C, p, p) in the store's dtype; or (n, N, N, 3) uint8 thumbnails.
             left_out: row number in the split -> sample among these rows whose features mean nothing.
 
         Raises:
@@ -107,7 +111,7 @@ class UnitWriter:
         self._store.journal.write(commit)
         return commit
 
-    def _check(self, key: FeatureKey, values: NDArray[Any]) -> None:
+    def _check(self, key: ArrayKey, values: NDArray[Any]) -> None:
         """Refuse rows of another shape or dtype, which numpy would broadcast or round, and more rows than there are."""
         layout = self._layouts[key]
         if values.shape[1:] != layout.row_shape:
@@ -118,7 +122,7 @@ class UnitWriter:
         if filled > len(self._rows):
             raise ValueError(f"{key}: a unit of {len(self._rows)} rows got {filled}")
 
-    def _append(self, key: FeatureKey, values: NDArray[Any]) -> list[tuple[FeatureKey, int, NDArray[Any]]]:
+    def _append(self, key: ArrayKey, values: NDArray[Any]) -> list[tuple[ArrayKey, int, NDArray[Any]]]:
         """Copy rows into the open shard; return the shards that became full."""
         layout = self._layouts[key]
         done = 0
@@ -140,24 +144,24 @@ class UnitWriter:
                 full.append((key, layout.shards_of(self._row_block)[filled // layout.shard_rows], self._open.pop(key)))
         return full
 
-    def _guard(self, key: FeatureKey, shard: NDArray[Any], start: int) -> None:
+    def _guard(self, key: ArrayKey, shard: NDArray[Any], start: int) -> None:
         """Blank the rows of a full shard that were left out; refuse any other row that is not finite."""
         bad = [row - start for row in self._left_out if start <= row < start + len(shard)]
         shard[bad] = 0
-        if not _all_finite(shard):
+        if isinstance(key, FeatureKey) and not _all_finite(shard):
             flat = shard.reshape(len(shard), -1)
             row = int(np.flatnonzero(~np.isfinite(flat).all(axis=1))[0])
             value = float(flat[row][~np.isfinite(flat[row])][0])
             raise NotFinite(key, self._ids[start + row - self._rows.start], value, shard.dtype)
-        shard[bad] = np.nan
+        shard[bad] = self._layouts[key].fill_value
 
-    def _put(self, shards: Sequence[tuple[FeatureKey, int, NDArray[Any]]]) -> None:
+    def _put(self, shards: Sequence[tuple[ArrayKey, int, NDArray[Any]]]) -> None:
         """Encode shards and write them."""
         files: dict[str, list[bytes | memoryview]] = {}
         for key, number, values in shards:
             layout = self._layouts[key]
             parts, checksum = encode_shard(values, layout)
-            files[layout.shard_name(f"{self._split}/features/{key.path}", number)] = parts
+            files[layout.shard_name(f"{self._split}/{key.array}", number)] = parts
             self._checksums[key].append(checksum)
         self._store.storage.replace(files)
         self._written |= files.keys()

@@ -22,9 +22,11 @@ from diffssl.store import (
     Identity,
     LeftOut,
     StoreHeader,
+    ThumbnailKey,
     UnitWriter,
     add_arrays,
     add_split,
+    add_thumbnails,
     create,
     row_order,
 )
@@ -232,6 +234,37 @@ def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
         return FeatureStore.open(tmp_path / name)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def add_pictures() -> Callable[..., NDArray[np.uint8]]:
+    """A function that adds thumbnails to a store, and returns those of the split: (rows, side, side, 3) uint8."""
+
+    def add(
+        path: Path | str,
+        split: str,
+        side: int = 8,
+        *,
+        row_blocks: Collection[int] | None = None,
+        left_out: Collection[int] = (),
+        limit: int | None = None,
+    ) -> NDArray[np.uint8]:
+        store = FeatureStore.open(path)
+        key, n, size = ThumbnailKey(side), store.n_rows(split), store.header.row_block
+        rng = np.random.default_rng([side, crc32(split.encode())])
+        pictures: NDArray[np.uint8] = rng.integers(1, 256, (n, side, side, 3), dtype=np.uint8)
+        ids = store.ids(split).tolist()
+        add_thumbnails(store, split, key)
+        for block in range(-(-n // size)) if row_blocks is None else row_blocks:
+            rows = range(block * size, min((block + 1) * size, n))
+            writer = UnitWriter(store, split, block, [key], ids[rows.start : rows.stop])
+            bad = {row: LeftOut(ids[row], "cut short") for row in left_out if row in rows}
+            writer.write({key: pictures[rows.start : rows.stop]}, bad)
+            writer.commit(limit, f"{COMMAND} --thumbnails {side}", {})
+        pictures[list(left_out)] = 0
+        return pictures
+
+    return add
 
 
 def _folder(one: str) -> str:

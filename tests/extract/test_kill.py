@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from diffssl.extract import ExtractSpec, extract
 from diffssl.store import FeatureStore
@@ -97,6 +100,34 @@ def test_a_store_survives_being_killed(start: Start, tmp_path: Path, same_values
     process = start(*COMMAND, "--store", path.name, name="again")
     finished(process, tmp_path, "again")
     assert "nothing to do" in (tmp_path / "again.out").read_text()
+
+
+def test_thumbnails_survive_being_killed(start: Start, tmp_path: Path, alone: FeatureStore) -> None:
+    """SIGKILL between any two of 57 commits; nothing that is committed is lost, and the end is that of one run."""
+    path = tmp_path / "feats.zarr"
+    shutil.copytree(alone.path, path)
+    features = commits(path)
+    rng = random.Random(20231130)
+    killed = 0
+    while killed < KILLS and commits(path) < features + 50:
+        before = commits(path)
+        process = start("--thumbnails", "16", "--store", path.name)
+        deadline = time.monotonic() + SECONDS
+        while commits(path) < before + rng.randint(1, 8) and process.poll() is None:
+            assert time.monotonic() < deadline
+        process.kill()
+        killed += process.wait(SECONDS) == -signal.SIGKILL
+        assert commits(path) > before
+        assert list(verify(FeatureStore.open(path))) == []
+    assert killed >= 1
+    finished(start("--thumbnails", "16", "--store", path.name), tmp_path)
+    assert commits(path) == features + 57
+    spec = ExtractSpec({8: set()}, [90], limit=64, row_block=32, store=tmp_path / "whole.zarr", device="cpu")
+    extract(spec, lambda _: None)
+    whole = extract(replace(spec, blocks={}, timesteps=(), limit=None, thumbnails=16), lambda _: None)
+    store = FeatureStore.open(path)
+    assert list(verify(store)) == []
+    np.testing.assert_array_equal(store.thumbnails("all"), whole.thumbnails("all"))
 
 
 def test_parts_survive_being_killed(start: Start, tmp_path: Path, same_values: SameValues) -> None:

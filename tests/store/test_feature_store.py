@@ -317,21 +317,6 @@ class TestIncomplete:
         with pytest.raises(IncompleteFeatures, match=text):
             next(partial.stream([KEY], "train", rows))
 
-    @pytest.mark.parametrize(
-        ("typed", "beyond", "named"),
-        [
-            ("diffssl-extract --blocks 1 --limit 4", False, "diffssl-extract --blocks 1 --limit 4 --store PATH"),
-            ("diffssl-extract --limit 4 --blocks 1", True, "diffssl-extract --blocks 1 --store PATH"),
-            ("diffssl-extract --limit=4 --store=a.zarr --blocks 1", True, "diffssl-extract --blocks 1 --store PATH"),
-            ("diffssl-extract --store elsewhere.zarr --blocks 1", False, "diffssl-extract --blocks 1 --store PATH"),
-            (None, True, "diffssl-extract, with the options that made it"),
-        ],
-    )
-    def test_the_command_completes_this_store_with_these_rows(
-        self, partial: FeatureStore, typed: str | None, beyond: bool, named: str
-    ) -> None:
-        assert partial._completing(typed, beyond) == named.replace("PATH", partial.path)
-
     def test_every_reader_refuses(self, partial: FeatureStore) -> None:
         for call in (partial.read, partial.xy, partial.lazy):
             with pytest.raises(IncompleteFeatures, match="4 of 10 rows"):

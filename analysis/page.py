@@ -111,12 +111,12 @@ class Picture:
     Attributes:
         caption: below it.
         pixels: (height, width, 3) uint8.
-        width: in pixels of the page.
+        frame: ``good`` or ``bad`` for a frame that says so.
     """
 
     caption: str
     pixels: NDArray[np.uint8]
-    width: int
+    frame: Literal["", "good", "bad"] = ""
 
     @property
     def address(self) -> str:
@@ -128,15 +128,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in rows.
+    """Pictures in a table.
 
     Attributes:
-        caption: above them.
-        rows: name of the row -> its pictures.
+        caption: above it.
+        columns: above each column; may be empty.
+        rows: name of the row -> its pictures, None where there is none.
     """
 
     caption: str
-    rows: Sequence[tuple[str, Sequence[Picture]]]
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Picture | None]]]
     template = "pictures"
 
 

@@ -20,6 +20,7 @@ from .similarity import similarity, statistics_table
 from .store_sections import cost_section, identity_section, run_section, similarity_section, statistics_section
 from .stored_rows import Selected, select
 from .table import NoResults, accuracy_maps, of_most_rows
+from .test_set import settings_of
 
 Result = Mapping[str, Any]
 Say = Callable[[str], object]
@@ -62,7 +63,7 @@ def make_report(
         "Confusions": lambda: confusion_section(best(), store),
         "Similarity": lambda: similarity_section(chosen(), similarity(chosen(), UNBIASED), UNBIASED),
         "Pictures": lambda: pictures_section(store),
-        "Neighbours": lambda: neighbours_section(best(), store),
+        "Neighbours": lambda: neighbours_section(store, settings_of(best())[0]),
         "Statistics": lambda: statistics_section(statistics_table(chosen())),
         "Costs": lambda: cost_section(store),
         "Identity": lambda: identity_section(stores, results),

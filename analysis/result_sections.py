@@ -22,6 +22,7 @@ Result = Mapping[str, Any]
 
 _MOST_CLASSES = 60  # of which a matrix can still be read
 _EXAMPLES = 8
+_PAIRS = 6
 
 
 def maps_section(maps: Sequence[AccuracyMap]) -> Section:
@@ -106,12 +107,13 @@ def confusion_section(best: Result, store: FeatureStore) -> Section:
         parts.append(
             Pictures(
                 "The first rows of the most confused pairs",
+                [],
                 [
                     (
-                        f"{tested.classes[one.label]} taken for {tested.classes[one.predicted]}",
+                        f"{tested.classes[one.label]}\ntaken for\n{tested.classes[one.predicted]}",
                         [_thumbnail(store, tested.split, int(row)) for row in tested.rows[one.rows[:_EXAMPLES]]],
                     )
-                    for one in pairs[:6]
+                    for one in pairs[:_PAIRS]
                 ],
             )
         )
@@ -134,7 +136,7 @@ def _matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Heat:
 
 
 def _thumbnail(store: FeatureStore, split: str, row: int) -> Picture:
-    return Picture(str(store.ids(split)[row]), store.thumbnails(split, slice(row, row + 1))[0], 64)
+    return Picture(str(store.ids(split)[row]), store.thumbnails(split, slice(row, row + 1))[0])
 
 
 def _hover(one: AccuracyMap, row: int, column: int) -> str:

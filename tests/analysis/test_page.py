@@ -60,7 +60,7 @@ def test_everything_from_data_is_text() -> None:
         heat(EVIL, {"head": EVIL}),
         heat(EVIL, {"head": "other"}),
         Chart(EVIL, EVIL, EVIL, [line], {"head": EVIL}),
-        Pictures(EVIL, [(EVIL, [Picture(EVIL, PIXELS, 32)])]),
+        Pictures(EVIL, [EVIL, EVIL], [(EVIL, [Picture(EVIL, PIXELS), None])]),
     ]
     html = render(EVIL, EVIL, [Section(EVIL, parts, EVIL)])
     read = Reader(html)
@@ -72,7 +72,7 @@ def test_everything_from_data_is_text() -> None:
 
 
 def test_the_page_loads_nothing() -> None:
-    html = render("study", "of a store", [Section("Maps", [Pictures("p", [("a", [Picture("c", PIXELS, 32)])])])])
+    html = render("study", "of a store", [Section("Maps", [Pictures("p", [], [("a", [Picture("c", PIXELS)])])])])
     assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", html)
     assert "default-src 'none'" in html
     addresses = [str(one["src"]) for one in Reader(html).all("img")]

@@ -151,17 +151,13 @@ def _groups(n: int) -> Iterator[tuple[int, slice]]:
 
 
 def _panels(n: int, most: int) -> Iterator[list[tuple[int, slice]]]:
-    """Consecutive rows, at most ``most`` (or 1) a panel: (group, its rows) for each group that a panel has rows of."""
+    """Consecutive rows, at most ``most`` (or 1) a panel: (group, its rows in the panel) for each group that has some there."""
+    groups = list(_groups(n))
     most = max(most, 1)
-    panel: list[tuple[int, slice]] = []
-    for group, rows in _groups(n):
-        for start in range(rows.start, rows.stop, most):
-            piece = slice(start, min(start + most, rows.stop))
-            if panel and piece.stop - panel[0][1].start > most:
-                yield panel
-                panel = []
-            panel.append((group, piece))
-    yield panel
+    for start in range(0, n, most):
+        stop = min(start + most, n)
+        within = [(group, slice(max(start, rows.start), min(stop, rows.stop))) for group, rows in groups]
+        yield [(group, rows) for group, rows in within if rows.start < rows.stop]
 
 
 def _products(

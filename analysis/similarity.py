@@ -17,23 +17,26 @@ from .statistics import check_width, noise_share, statistics
 from .stored_rows import Selected, StoredRows, draws_of
 
 _DELAY = 2  # seconds
-_HELD_BYTES = 1 << 28  # of features that are read once and kept; the rest is read for every tile
+HELD_BYTES = 1 << 30
 
 
-def similarity(selected: Selected, estimator: str) -> Similarity:
-    """CKA of all pairs of the selected settings, with a progress bar if it takes long. Raises as :func:`cka`."""
+def similarity(selected: Selected, estimator: str, held_bytes: int = HELD_BYTES) -> Similarity:
+    """CKA of all pairs of the selected settings, with a progress bar if it takes long. Raises as :func:`cka`.
+
+    Features are read once and kept as long as there is room in ``held_bytes``; the others are read for every tile.
+    """
     with progress_bar(None, " tiles", "cka", _DELAY) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        return cka(list(_held(selected.settings)), estimator, names=list(map(str, selected.settings)), progress=show)
+        return cka(
+            list(_held(selected.settings, held_bytes)), estimator, names=list(map(str, selected.settings)), progress=show
+        )
 
 
-def _held(settings: Sequence[StoredRows]) -> Iterator[Rows]:
-    """The settings, in memory as far as there is room."""
-    room = _HELD_BYTES
+def _held(settings: Sequence[StoredRows], room: int) -> Iterator[Rows]:
     for one in settings:
         room -= one.nbytes
         yield one[:] if room >= 0 else one

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from diffssl.analysis import similarity as module
 from diffssl.analysis.cka import ESTIMATORS, cka
 from diffssl.analysis.similarity import groups_of, labels, noise_to_noise, pairs, similarity, statistics_table
 from diffssl.analysis.statistics import noise_share, statistics
@@ -24,11 +23,8 @@ def real(real_store: FeatureStore) -> Selected:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("held", [0, 10_000, 1 << 30])
-def test_real_features_have_the_written_out_cka_wherever_they_are_held(
-    real: Selected, estimator: str, held: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_HELD_BYTES", held)
-    found = similarity(real, estimator).value
+def test_real_features_have_the_written_out_cka_wherever_they_are_held(real: Selected, estimator: str, held: int) -> None:
+    found = similarity(real, estimator, held).value
     centring = np.eye(50) - 1 / 50
     grams = []
     for one in real.settings:

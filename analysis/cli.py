@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from ..store import FeatureStore
 from ..store.advice import DEFAULT_STORE
 from ..store.choice import Choice
 from ..store.cli import ListType, run
+from ..store.describe import human_bytes
+from ..store.location import local_path
 from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .by_class import best_by_class
 from .by_class import describe as describe_classes
@@ -28,7 +31,11 @@ from .costs import add_costs
 from .curves import OVER, make_curves
 from .number_file import NUMBER_SUFFIXES, require_writer, write_numbers
 from .paired import paired_settings
-from .plots import SUFFIXES, draw_curves, draw_maps, draw_similarity
+from .pictures import FIT_ROWS
+from .plots import SUFFIXES, draw_curves, draw_maps, draw_sheet, draw_similarity
+from .report import make_report, read_results_of
+from .scope import pick_maps, pick_rows, pick_split, pick_vectors
+from .sheets import map_sheet, neighbour_sheet
 from .similarity import groups_of, labels, noise_to_noise, pairs, similarity, statistics_table
 from .stored_rows import Selected, select
 from .table import AccuracyMap, accuracy_maps, of_most_rows, write_maps
@@ -42,7 +49,7 @@ _RESULTS = Path("feats.results")
 @click.group()
 @click.version_option(package_name="diffssl")
 def group() -> None:
-    """Draw and compare what probing found."""
+    """Draw and compare what probing found, and what is in a store."""
 
 
 def _of_maps(command: Callable[..., None]) -> Callable[..., None]:
@@ -269,6 +276,83 @@ def statistics_command(store: str, out: Path, **selection: Any) -> None:
     table = statistics_table(_select([store], **selection))
     write_numbers(table, out)
     click.echo(f"{len(table)} settings in {out}")
+
+
+def _of_store(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say of which settings and images of a store a picture is."""
+    options: list[tuple[str, dict[str, Any]]] = [
+        ("--pools", {"type": ListType(parse_pools), "help": "Only these, as they are stored, or full."}),
+        ("--timesteps", {"type": ListType(parse_numbers), "help": "Only these, such as 10,90; default: a few of them."}),
+        ("--blocks", {"type": ListType(parse_blocks), "help": "Only these, such as 18,24@8; default: a few of them."}),
+        ("--n", {"type": click.IntRange(min=1), "default": 6, "show_default": True, "help": "So many images, the first rows."}),
+        ("--id ids", {"multiple": True, "metavar": "ID", "help": "This image instead, by its id in the store (repeatable)."}),
+        ("--split", {"help": "Default: test, or the only one."}),
+        (
+            "--store",
+            {"default": DEFAULT_STORE, "show_default": True, "help": "With thumbnails: diffssl-extract --thumbnails 64."},
+        ),
+    ]
+    for name, settings in options:
+        command = click.option(*name.split(), **settings)(command)
+    return command
+
+
+@group.command("pictures")
+@_of_store
+@click.option(
+    "--fit-rows", type=click.IntRange(min=1), default=FIT_ROWS, show_default=True, help="Images that colours are fitted on."
+)
+@click.option("--out", type=_FILE, default=Path("pictures.png"), show_default=True)
+def pictures_command(
+    store: str, split: str | None, ids: Sequence[str], n: int, fit_rows: int, out: Path, **selection: Any
+) -> None:
+    """Draw feature maps beside their images: the first three principal components as colours, over blocks and timesteps."""
+    _picture(out)
+    opened = FeatureStore.open(store)
+    split = pick_split(opened, split)
+    keys, notes = pick_maps(opened, split, Choice(splits=[split], **selection), blocks=8, timesteps=3)
+    for note in notes:
+        click.echo(note)
+    rows = pick_rows(opened, split, ids, n, keys)
+    draw_sheet(map_sheet(opened, keys, split, rows, fit_rows), out)
+    click.echo(f"{len(rows)} images, {len(keys)} settings in {out}")
+
+
+@group.command("neighbours")
+@_of_store
+@click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Neighbours of each image.")
+@click.option("--out", type=_FILE, default=Path("neighbours.png"), show_default=True)
+def neighbours_command(store: str, split: str | None, ids: Sequence[str], n: int, k: int, out: Path, **selection: Any) -> None:
+    """Draw the images that a setting takes for the most similar to a few given ones."""
+    _picture(out)
+    opened = FeatureStore.open(store)
+    split = pick_split(opened, split)
+    keys, notes = pick_vectors(opened, split, Choice(splits=[split], **selection), settings=4)
+    for note in notes:
+        click.echo(note)
+    rows = pick_rows(opened, split, ids, n, keys)
+    draw_sheet(neighbour_sheet(opened, keys, split, rows, k), out)
+    click.echo(f"{len(rows)} images, {len(keys)} settings in {out}")
+
+
+@group.command("report")
+@click.option("--store", "stores", multiple=True, default=[DEFAULT_STORE], show_default=True, help="Several side by side.")
+@click.option("--results", type=_FOLDER, multiple=True, help="Default: those beside each store, such as feats.results.")
+@click.option("--n", type=click.IntRange(min=MIN_ROWS), default=2000, show_default=True, help="Rows for CKA and statistics.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the resampled test rows.")
+@click.option("--out", type=_FILE, default=Path("report.html"), show_default=True)
+def report_command(stores: Sequence[str], results: Sequence[Path], n: int, seed: int, out: Path) -> None:
+    """Write one page about stores and their results, which opens from a file without a network."""
+    opened = [FeatureStore.open(store) for store in stores]
+    folders = results or [local_path(store, ".results") for store in stores]
+    named = [
+        word for name, values in (("--store", stores), ("--results", folders)) for one in values for word in (name, str(one))
+    ]
+    command = shlex.join(["diffssl-analyze", "report", *named, "--n", str(n), "--seed", str(seed), "--out", str(out)])
+    page = make_report(opened, read_results_of(opened, folders), command, n, seed, lambda name: click.echo(f"  {name}"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    click.echo(f"{human_bytes(out.stat().st_size)} in {out}")
 
 
 def main() -> None:

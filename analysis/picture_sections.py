@@ -43,5 +43,4 @@ def _section(name: str, sheet: Sheet) -> Section:
 
 
 def _picture(cell: Cell) -> Picture:
-    frame = "" if cell.same is None else "good" if cell.same else "bad"
-    return Picture(cell.caption, cell.picture, frame)
+    return Picture(cell.caption, cell.picture, "" if cell.same is None else "good" if cell.same else "bad")

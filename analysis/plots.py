@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import chain, cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -16,6 +18,7 @@ from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
 from .curves import Curve, Panel
+from .sheets import Cell, Sheet
 from .table import AccuracyMap
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -167,3 +170,54 @@ def draw_similarity(
     label = "CKA, colours from 0 to 1" + (f"; lowest value {values.min():.2f}" if values.min() < 0 else "")
     figure.colorbar(image, ax=axis, label=label, shrink=0.6, pad=0.04 if len(groups) > 1 else 0.02)
     figure.savefig(path, dpi=130)
+
+
+_CELL, _GAP, _LEFT, _CAPTION, _TOP = 1.0, 0.07, 0.75, 0.15, 0.95  # inches
+
+
+def draw_sheet(sheet: Sheet, path: Path) -> None:
+    """Draw strips of small pictures, each image at the left of what belongs to it, and save them; pixels stay square."""
+    captioned = any(cell and cell.caption for strip in sheet.strips for line in strip.lines.values() for cell in line)
+    row = _CELL + _GAP + (2.2 * _CAPTION if captioned else 0)
+    heights = [max(len(strip.lines) * row, _CELL + 2 * _CAPTION) + 2 * _GAP for strip in sheet.strips]
+    width = 2 * _GAP + _CELL + _LEFT + len(sheet.columns) * (_CELL + _GAP)
+    legend = textwrap.wrap(sheet.legend, int(13 * width))
+    above = _TOP + 0.16 * len(legend)
+    figure = Figure(figsize=(width, above + sum(heights)))
+
+    def place(cell: Cell, left: float, top: float) -> Axes:
+        size = figure.get_size_inches()
+        axis = figure.add_axes((left / size[0], 1 - (top + _CELL) / size[1], _CELL / size[0], _CELL / size[1]))
+        axis.imshow(cell.picture, interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_xlabel(_short(cell.caption), fontsize=7.5, labelpad=2)
+        for spine in axis.spines.values():
+            spine.set(visible=cell.same is not None, linewidth=2.5)
+            spine.set(edgecolor="#1a9850" if cell.same else "#d73027", linestyle="-" if cell.same else (0, (2, 1)))
+        return axis
+
+    def write(text: str, left: float, top: float, **style: Any) -> None:
+        size = figure.get_size_inches()
+        figure.text(left / size[0], 1 - top / size[1], text, **style)
+
+    write(sheet.title, _GAP, _GAP, va="top", fontsize=11, fontweight="bold")
+    write("\n".join(legend), _GAP, 0.32, va="top", fontsize=8)
+    start = _GAP + _CELL + _LEFT
+    for column, name in enumerate(sheet.columns):
+        write(name, start + column * (_CELL + _GAP) + _CELL / 2, above - 0.04, va="bottom", ha="center", fontsize=8)
+    write("image", _GAP + _CELL / 2, above - 0.04, va="bottom", ha="center", fontsize=8)
+    for strip, top in zip(sheet.strips, (above + np.cumsum([0, *heights[:-1]])).tolist(), strict=True):
+        place(strip.image, _GAP, top)
+        for i, (name, line) in enumerate(strip.lines.items()):
+            at = top + i * row
+            write(name, start - 0.08, at + _CELL / 2, va="center", ha="right", fontsize=8)
+            for column, cell in enumerate(line):
+                if cell is not None:
+                    place(cell, start + column * (_CELL + _GAP), at)
+    figure.savefig(path, dpi=130)
+
+
+def _short(caption: str) -> str:
+    """Names of classes are as long as they like, and a picture is an inch wide."""
+    return "\n".join(line if len(line) <= 19 else f"{line[:18]}…" for line in caption.replace("$", r"\$").split("\n"))

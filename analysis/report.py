@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,18 @@ from ..probe import Results
 from ..store import DiffsslError, FeatureStore
 from ..store.choice import Choice
 from .cka import UNBIASED
-from .compare import compare
+from .compare import Comparison, compare
 from .page import Section, Words, render
+from .paired import paired_settings
 from .picture_sections import neighbours_section, pictures_section
-from .result_sections import comparison_section, confusion_section, curves_section, maps_section
+from .result_sections import (
+    comparison_section,
+    complement_section,
+    confusion_section,
+    curves_section,
+    guideline_section,
+    maps_section,
+)
 from .similarity import similarity, statistics_table
 from .store_sections import cost_section, identity_section, run_section, similarity_section, statistics_section
 from .stored_rows import Selected, select
@@ -43,12 +52,14 @@ def make_report(
     """
     store = stores[0]
     lines = [{**line, "results": folder} for folder, own in results.items() for line in of_most_rows(own)[0]]
-    selected: dict[str, Selected] = {}
 
+    @cache
     def chosen() -> Selected:
-        if not selected:
-            selected[""] = select(stores, [_smallest_pools(one) for one in stores], None, rows)
-        return selected[""]
+        return select(stores, [_smallest_pools(one) for one in stores], None, rows)
+
+    @cache
+    def compared() -> Comparison:
+        return compare(lines, np.random.default_rng(seed))
 
     def best() -> Result:
         if not lines:
@@ -57,9 +68,11 @@ def make_report(
 
     makers: dict[str, Callable[[], Section]] = {
         "What was run": lambda: run_section(stores, results, command),
+        "Which setting to use": lambda: guideline_section(compared()),
         "Maps": lambda: maps_section(accuracy_maps(lines)),
         "Curves": lambda: curves_section(accuracy_maps(lines)),
-        "Comparison": lambda: comparison_section(compare(lines, np.random.default_rng(seed))),
+        "Comparison": lambda: comparison_section(compared()),
+        "Complements": lambda: complement_section(paired_settings(lines), np.random.default_rng(seed)),
         "Confusions": lambda: confusion_section(best(), store),
         "Similarity": lambda: similarity_section(chosen(), similarity(chosen(), UNBIASED), UNBIASED),
         "Pictures": lambda: pictures_section(store),

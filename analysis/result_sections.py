@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from ..probe.table import describe_setting
 from ..store import FeatureStore
 from .chart import Chart, Line
-from .compare import Comparison
+from .compare import Compared, Comparison, guideline
+from .complement import Complement, complement
 from .confusion import confusion, most_confused
 from .curves import Curve, make_curves
 from .page import Heat, Part, Picture, Pictures, Section, Table, Words
+from .paired import Setting
 from .table import AccuracyMap
 from .test_set import find_test_set
 
@@ -23,6 +25,7 @@ Result = Mapping[str, Any]
 _MOST_CLASSES = 60  # of which a matrix can still be read
 _EXAMPLES = 8
 _PAIRS = 6
+_NAMED = 3
 
 
 def maps_section(maps: Sequence[AccuracyMap]) -> Section:
@@ -64,6 +67,38 @@ def curves_section(maps: Sequence[AccuracyMap]) -> Section:
                 caption = f"{one.title}: over {axis.partition(' ')[0]}"
                 parts.append(Chart(caption, axis, "held-out top-1, %", lines, {**_tags(one), "over": over}))
     return Section("Curves", parts, "The same numbers as lines; bands are 95 % intervals.")
+
+
+def guideline_section(comparison: Comparison) -> Section:
+    """Which setting to use: the best by held-out accuracy, and the cheapest that is not significantly worse."""
+    found = guideline(comparison)
+    header = ["", "head", "setting", "held-out", "test", "GFLOP an image", "bytes an image"]
+    rows = [_guided("best by held-out accuracy", found.best)]
+    if found.cheapest is not None:
+        rows.append(_guided("cheapest that is as good", found.cheapest))
+    parts: list[Part] = [
+        Table(f"{len(found.as_good)} of {len(comparison.settings)} settings are as good as the best", header, rows),
+    ]
+    if found.cheapest is None:
+        parts.append(Words("The results do not say what their settings cost; run diffssl-probe again into a new --out", "note"))
+    about = (
+        "As good: not significantly worse on the test rows, corrected for all comparisons. Cheapest: fewest GFLOP, then bytes."
+    )
+    return Section("Which setting to use", parts, about)
+
+
+def complement_section(settings: Sequence[Setting], rng: np.random.Generator) -> Section:
+    """Which settings get right what others do not."""
+    found = complement(settings, rng)
+    header = ["", "settings", "test rows", "one is right", "low", "high", "over the best", "low", "high"]
+    rows = [
+        [one.what, _named(one.settings), one.rows, one.oracle, one.oracle_low, one.oracle_high, *_gain(one)] for one in found
+    ]
+    return Section(
+        "Complements",
+        [Table("Share of test rows that at least one of the settings gets right", header, rows)],
+        "The pair and the triple are chosen on one half of the test rows and measured on the other.",
+    )
 
 
 def comparison_section(comparison: Comparison) -> Section:
@@ -154,6 +189,18 @@ def _line(curve: Curve) -> Line:
     points = zip(curve.x, y, low, high, strict=True)
     hover = [f"{curve.label}, {x:.4g}: {middle:.2f} % [{lower:.2f}, {upper:.2f}]" for x, middle, lower, upper in points]
     return Line(curve.label, curve.x.tolist(), y, low, high, hover)
+
+
+def _named(settings: Sequence[str]) -> str:
+    return "; ".join(settings) if len(settings) <= _NAMED else f"{len(settings)} settings"
+
+
+def _gain(one: Complement) -> tuple[float, float, float]:
+    return one.gain, one.gain_low, one.gain_high
+
+
+def _guided(what: str, one: Compared) -> list[Any]:
+    return [what, one.head, one.setting, one.val, one.test, one.gflop, one.bytes]
 
 
 def _tags(one: AccuracyMap) -> dict[str, str]:

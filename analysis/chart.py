@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-WIDTH, HEIGHT = 545, 290
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 100, 12, 40
+WIDTH, HEIGHT = 552, 290
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 116, 12, 40
 
 
 @dataclass(frozen=True)

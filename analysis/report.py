@@ -15,7 +15,7 @@ from ..store.choice import Choice
 from .cka import UNBIASED
 from .compare import Comparison, compare
 from .page import Section, Words, render
-from .paired import paired_settings
+from .paired import Setting, paired_settings
 from .picture_sections import neighbours_section, pictures_section
 from .result_sections import (
     comparison_section,
@@ -43,7 +43,7 @@ def make_report(
     A section that cannot be made, for want of results, thumbnails or maps, says why and what to do, in its place.
 
     Args:
-        stores: the first is the one whose statistics, costs and pictures are shown; similarity is of all of them.
+        stores: pictures and costs are of the first, similarity and statistics of all, confusions of the best setting's.
         results: folder -> lines of probing, of these stores; may be empty.
         command: that makes the page, to be shown on it.
         rows: for similarity and statistics, at most so many.
@@ -61,10 +61,15 @@ def make_report(
     def compared() -> Comparison:
         return compare(lines, np.random.default_rng(seed))
 
+    @cache
+    def settings() -> Sequence[Setting]:
+        return paired_settings(lines)
+
     def best() -> Result:
-        if not lines:
-            raise NoResults(f"there are no results of {store.path}; run diffssl-probe --store {store.path}")
-        return max((line for line in lines if "test_hits" in line), key=lambda line: float(line["val_top1"]))
+        return lines[0] if len(lines) == 1 else settings()[0].lines[0]
+
+    def best_store() -> FeatureStore:
+        return next(one for one in stores if one.feature_id == best()["feature_id"])
 
     makers: dict[str, Callable[[], Section]] = {
         "What was run": lambda: run_section(stores, results, command),
@@ -72,11 +77,11 @@ def make_report(
         "Maps": lambda: maps_section(accuracy_maps(lines)),
         "Curves": lambda: curves_section(accuracy_maps(lines)),
         "Comparison": lambda: comparison_section(compared()),
-        "Complements": lambda: complement_section(paired_settings(lines), np.random.default_rng(seed)),
-        "Confusions": lambda: confusion_section(best(), store),
+        "Complements": lambda: complement_section(settings(), np.random.default_rng(seed)),
+        "Confusions": lambda: confusion_section(best(), best_store()),
         "Similarity": lambda: similarity_section(chosen(), similarity(chosen(), UNBIASED), UNBIASED),
         "Pictures": lambda: pictures_section(store),
-        "Neighbours": lambda: neighbours_section(store, settings_of(best())[0]),
+        "Neighbours": lambda: neighbours_section(best_store(), settings_of(best())[0]),
         "Statistics": lambda: statistics_section(statistics_table(chosen())),
         "Costs": lambda: cost_section(store),
         "Identity": lambda: identity_section(stores, results),

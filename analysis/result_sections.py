@@ -109,7 +109,7 @@ def comparison_section(comparison: Comparison) -> Section:
     for one in comparison.settings:
         about = "; ".join(text for text in (one.setting, one.options, one.results if several else "") if text)
         is_reference = one is comparison.reference
-        numbers = [None] * 6 if is_reference else [one.difference, one.low, one.high, one.p, one.won, one.lost]
+        numbers = [None] * 6 if is_reference else [one.difference, one.low, one.high, one.p, *map(_count, (one.won, one.lost))]
         rows.append(["reference" if is_reference else one.mark, one.head, about, one.val, one.test, *numbers])
     caption = f"{len(rows)} settings on the same {comparison.n_test} test rows"
     return Section(
@@ -197,6 +197,11 @@ def _named(settings: Sequence[str]) -> str:
 
 def _gain(one: Complement) -> tuple[float, float, float]:
     return one.gain, one.gain_low, one.gain_high
+
+
+def _count(rows: float) -> int | float:
+    """Rows as a whole number where they are one; over several seeds they are means."""
+    return int(rows) if rows == int(rows) else round(rows, 1)
 
 
 def _guided(what: str, one: Compared) -> list[Any]:

@@ -16,6 +16,8 @@ from .stored_rows import Selected
 
 Result = Mapping[str, Any]
 
+_READABLE = 20  # settings, of which a matrix can have numbers in its cells
+
 
 def run_section(stores: Sequence[FeatureStore], results: Mapping[str, Sequence[Result]], command: str) -> Section:
     """What was run on which data, and the commands that run it again."""
@@ -77,9 +79,12 @@ def similarity_section(selected: Selected, found: Similarity, estimator: str) ->
     one = selected.settings[0]
     caption = f"linear CKA, {estimator}, {len(one.rows)} rows of {one.split}; bright is 1"
     low = min(0.0, float(np.nanmin(values)))
-    heat = Heat(caption, names, names, "setting", "setting", values, hover, low, 1.0, 2 if len(names) <= 12 else None)
-    notes = [Words(note, "note") for note in selected.notes]
-    return Section("Similarity", [*notes, heat], "How alike the features of two settings are, up to rotation and scale.")
+    heat = Heat(caption, names, names, "setting", "setting", values, hover, low, 1.0, 2 if len(names) <= _READABLE else None)
+    return Section(
+        "Similarity",
+        [*map(Words, selected.notes), heat],
+        "How alike the features of two settings are, up to rotation and scale.",
+    )
 
 
 def statistics_section(table: Sequence[Mapping[str, Any]]) -> Section:

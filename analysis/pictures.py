@@ -1,4 +1,8 @@
-"""Feature maps as pictures: their first three principal components as red, green and blue."""
+"""Feature maps as pictures: their first three principal components as red, green and blue.
+
+What a map has at a place in every image (a U-Net's padding shows far into its maps) is subtracted first: it would be all
+that deep blocks' pictures show.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ class MapColours:
     """How the maps of one setting become colours.
 
     Attributes:
-        mean: (C,) over all positions of the rows it was fitted on.
+        mean: (C, H, W) mean map of the rows it was fitted on.
         components: (3, C) principal axes, the first has the largest variance. The entry of largest magnitude of each is
             positive, so that a picture is the same whenever it is made. Zero where there are fewer than three.
         low: (3,) 1st percentile of what positions have on each axis, which is dark.
@@ -48,7 +52,7 @@ class MapColours:
             (n, H, W, 3) uint8; an axis on which all positions are equal is half bright.
         """
         n, _, height, width = maps.shape
-        values = _project(_positions(maps), self.mean, self.components)
+        values = _positions(maps - self.mean) @ self.components.T
         spread = self.high - self.low
         scaled = np.where(spread > 0, (values - self.low) / np.where(spread > 0, spread, 1), 0.5)
         colours: NDArray[np.uint8] = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
@@ -70,17 +74,18 @@ def fit_colours(store: FeatureStore, key: FeatureKey, split: str, rows: range) -
     """
     if not has_picture(key):
         raise NoPicture(f"{key} has no picture: it has no map of at least 2x2 positions")
-    channels = store.layout(key, split).row_shape[0]
-    total, products, count = np.zeros(channels), np.zeros((channels, channels)), 0
+    shape = store.layout(key, split).row_shape
+    total, products, count = np.zeros(shape), np.zeros((shape[0], shape[0])), 0
     for _, maps in read_pieces(store, key, split, rows):
         positions = _positions(maps)
-        total += positions.sum(axis=0)
+        total += maps.sum(axis=0, dtype=np.float64)
         products += positions.T @ positions
-        count += len(positions)
+        count += len(maps)
     if not count:
         raise NoPicture(f"{split}, {key}: all of the {len(rows)} rows to fit colours on were left out")
     mean = total / count
-    components = _principal_axes(products / count - np.outer(mean, mean))
+    means = _positions(mean[None])
+    components = _principal_axes(products / count - means.T @ means)
     values = _sample(store, key, split, rows, mean, components)
     low, high = np.percentile(values, _PERCENTILES, axis=0)
     return MapColours(mean, components, low, high)
@@ -141,7 +146,7 @@ def _sample(
     """(n, 3) values on the axes of the positions of the first rows, about a million at most."""
     found, count = [], 0
     for _, maps in read_pieces(store, key, split, rows):
-        found.append(_project(_positions(maps), mean, components))
+        found.append(_positions(maps - mean) @ components.T)
         count += len(found[-1])
         if count >= _MOST_POSITIONS:
             break
@@ -151,11 +156,6 @@ def _sample(
 def _positions(maps: NDArray[np.floating]) -> NDArray[np.float64]:
     """(n, C, H, W) -> (n * H * W, C) float64."""
     return maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1]).astype(np.float64)
-
-
-def _project(positions: NDArray[np.float64], mean: NDArray[np.float64], components: NDArray[np.float64]) -> NDArray[np.float64]:
-    projected: NDArray[np.float64] = (positions - mean) @ components.T
-    return projected
 
 
 def _principal_axes(covariance: NDArray[np.float64]) -> NDArray[np.float64]:

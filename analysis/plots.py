@@ -181,11 +181,11 @@ def draw_sheet(sheet: Sheet, path: Path) -> None:
     row = _CELL + _GAP + (2.2 * _CAPTION if captioned else 0)
     heights = [max(len(strip.lines) * row, _CELL + 2 * _CAPTION) + 2 * _GAP for strip in sheet.strips]
     width = 2 * _GAP + _CELL + _LEFT + len(sheet.columns) * (_CELL + _GAP)
-    legend = textwrap.wrap(sheet.legend, int(13 * width))
+    legend = textwrap.wrap(sheet.legend, int(15 * width))
     above = _TOP + 0.16 * len(legend)
     figure = Figure(figsize=(width, above + sum(heights)))
 
-    def place(cell: Cell, left: float, top: float) -> Axes:
+    def place(cell: Cell, left: float, top: float) -> None:
         size = figure.get_size_inches()
         axis = figure.add_axes((left / size[0], 1 - (top + _CELL) / size[1], _CELL / size[0], _CELL / size[1]))
         axis.imshow(cell.picture, interpolation="nearest")
@@ -193,9 +193,7 @@ def draw_sheet(sheet: Sheet, path: Path) -> None:
         axis.set_yticks([])
         axis.set_xlabel(_short(cell.caption), fontsize=7.5, labelpad=2)
         for spine in axis.spines.values():
-            spine.set(visible=cell.same is not None, linewidth=2.5)
-            spine.set(edgecolor="#1a9850" if cell.same else "#d73027", linestyle="-" if cell.same else (0, (2, 1)))
-        return axis
+            spine.set(visible=cell.same is True, linewidth=3, edgecolor="#1a9850")
 
     def write(text: str, left: float, top: float, **style: Any) -> None:
         size = figure.get_size_inches()

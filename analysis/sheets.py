@@ -78,12 +78,17 @@ def map_sheet(
         }
         strips.append(Strip(images[i], cells))
     by_number = {block.number: block for block in store.header.blocks}
-    columns = [f"block {number}\n{by_number[number].kind}\n{side[number]}x{side[number]}" for number in blocks]
+    columns = []
+    for number in blocks:
+        size = by_number[number].size
+        pooled = f" of {size}x{size}" if side[number] != size else ""
+        columns.append(f"block {number}\n{by_number[number].kind}\n{side[number]}x{side[number]}{pooled}")
     fitted = max(min(fit_rows, store.wanted_rows([key], split)) for key in keys)
     return Sheet(
         f"What each block sees: {store.header.model}, {split}",
-        "Colours: the first three principal components of a block's map (red, green, blue), fitted per block and timestep on "
-        f"{fitted} images. Equal colours are similar features within a column and timestep, and mean nothing across.",
+        "Colours: the first three principal components of a block's map less its mean map (red, green, blue), fitted per block "
+        f"and timestep on {fitted} images. Equal colours are similar features within a column and timestep; across, they mean "
+        "nothing.",
         columns,
         strips,
     )
@@ -99,7 +104,7 @@ def neighbour_sheet(store: FeatureStore, keys: Sequence[FeatureKey], split: str,
     labels = store.labels(split)
     seen: dict[int, Cell] = {}
     strips = []
-    hits: list[bool] = []
+    hits: dict[FeatureKey, list[bool]] = {key: [] for key in keys}
     for i, row in enumerate(rows):
         lines: dict[str, list[Cell | None]] = {}
         for key, (numbers, similar) in found.items():
@@ -109,15 +114,16 @@ def neighbour_sheet(store: FeatureStore, keys: Sequence[FeatureKey], split: str,
                     (seen[number],) = _images(store, split, [number])
                 known = NO_LABEL not in (labels[row], labels[number])
                 same = bool(labels[row] == labels[number]) if known else None
-                hits += [] if same is None else [same]
+                hits[key] += [] if same is None else [same]
                 line.append(Cell(seen[number].picture, f"{seen[number].caption}\n{value:.2f}".strip(), same))
             lines[_setting_name(key)] = line
         strips.append(Strip(images[i], lines))
-    share = f", of the image's own class: {np.mean(hits):.0%}" if hits else ""
+    shares = "; ".join(f"{_short_name(key)}: {np.mean(own):.0%}" for key, own in hits.items() if own)
+    framed = f" Green frame: the class of the image at the left. Of all here, {shares}." if shares else ""
     return Sheet(
-        f"Nearest neighbours: {store.header.model}, {split}{share}",
-        f"Below each: class and cosine similarity of standardised features, averaged over the map, among "
-        f"{store.wanted_rows(keys, split)} images. Green frame: the class of the image at the left; red, dashed: another.",
+        f"Nearest neighbours: {store.header.model}, {split}",
+        "Below each: class, and cosine similarity of standardised features averaged over the map, among "
+        f"{store.wanted_rows(keys, split)} images.{framed}",
         [f"{rank}." for rank in range(1, k + 1)],
         strips,
     )
@@ -134,5 +140,8 @@ def _step_name(step: int | None) -> str:
 
 
 def _setting_name(key: FeatureKey) -> str:
-    step = "" if key.timestep is None else f"\nt {key.timestep}"
-    return f"block {key.block}{step}\npool {key.pool}"
+    return _short_name(key).replace(", ", "\n") + f"\npool {key.pool}"
+
+
+def _short_name(key: FeatureKey) -> str:
+    return f"block {key.block}" + ("" if key.timestep is None else f", t {key.timestep}")

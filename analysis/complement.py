@@ -20,12 +20,15 @@ from .paired import Setting, hits_of
 MOST_WORDS = 5_000_000_000  # of 64 rows, over all triples; about a minute
 
 
+BEST, ALL, TWO_FITS = "best by val", "all settings", "two fits of the best"
+
+
 @dataclass(frozen=True)
 class Complement:
     """Settings of which at least one is right, beside the one that is best by held-out accuracy.
 
     Attributes:
-        what: ``best by val``, ``all``, ``pair`` or ``triple``.
+        what: ``best by val``, ``all settings``, ``two fits of the best`` if it has several, ``pair`` or ``triple``.
         search: how the settings were found: ``exhaustive``, ``greedy``, or empty where nothing was searched.
         settings: in words.
         rows: test rows that the numbers are of: all, or the half that was not chosen on.
@@ -52,7 +55,7 @@ class Complement:
 
 
 def complement(settings: Sequence[Setting], rng: np.random.Generator, most_words: int = MOST_WORDS) -> list[Complement]:
-    """The best setting, all together, the best pair and the best triple. Of several fits of a setting, the first counts.
+    """The best setting, all together, the best pair and triple. Of several fits of a setting, the first counts.
 
     Args:
         settings: two or more of :func:`~.paired.paired_settings`, the best by held-out accuracy first.
@@ -67,25 +70,26 @@ def complement(settings: Sequence[Setting], rng: np.random.Generator, most_words
     names = [one.describe(several) for one in settings]
     choose, report = halves(hits.shape[1])
 
-    def measured(what: str, numbers: Sequence[int], rows: NDArray[np.int64], search: str = "") -> Complement:
-        own, single = hits[list(numbers)][:, rows].any(axis=0), hits[0, rows]
-        values = np.stack([own, own.astype(np.int8) - single]).astype(np.float64)
-        found = with_intervals(
-            lambda counts: dict(zip(("oracle", "gain"), values @ counts / len(rows), strict=True)), len(rows), rng
-        )
-        chosen = float(hits[list(numbers)][:, choose].any(axis=0).mean()) if search else None
-        shown = [names[i] for i in numbers] if len(numbers) < len(names) else [f"all {len(names)}"]
-        return Complement(what, search, shown, len(rows), chosen, **found)
+    def measured(
+        what: str, own: NDArray[np.bool_], rows: NDArray[np.int64], shown: Sequence[str], search: str = ""
+    ) -> Complement:
+        """Numbers of some fits' (F, n) hits; those found by a search have an accuracy where they were chosen."""
+        n, right = len(rows), own[:, rows].any(axis=0).astype(np.float64)
+        values = np.stack([right, right - hits[0, rows]])
+        found = with_intervals(lambda counts: dict(zip(("oracle", "gain"), values @ counts / n, strict=True)), n, rng)
+        return Complement(what, search, shown, n, float(own[:, choose].any(axis=0).mean()) if search else None, **found)
 
     everything = np.arange(hits.shape[1])
-    found = [measured("best by val", [0], everything), measured("all", range(len(names)), everything)]
-    pair = best_of_all(hits[:, choose], 2)
-    found.append(measured("pair", pair, report, "exhaustive"))
-    if len(settings) > 2:
-        words = len(settings) ** 3 // 6 * -(-len(choose) // 64)
-        exhaustive = words <= most_words
-        triple = best_of_all(hits[:, choose], 3) if exhaustive else best_with(hits[:, choose], pair)
-        found.append(measured("triple", triple, report, "exhaustive" if exhaustive else "greedy"))
+    found = [measured(BEST, hits[:1], everything, names[:1]), measured(ALL, hits, everything, [f"all {len(names)}"])]
+    if len(settings[0].lines) > 1:
+        found.append(measured(TWO_FITS, hits_of(settings[0].lines[:2]), everything, names[:1]))
+    chosen: list[int] = []
+    for size, what in ((2, "pair"), (3, "triple")):
+        if len(settings) >= size:
+            exhaustive = size == 2 or len(settings) ** size // 6 * -(-len(choose) // 64) <= most_words
+            chosen = best_of_all(hits[:, choose], size) if exhaustive else best_with(hits[:, choose], chosen)
+            shown = [names[number] for number in chosen]
+            found.append(measured(what, hits[chosen], report, shown, "exhaustive" if exhaustive else "greedy"))
     return found
 
 
@@ -105,22 +109,21 @@ def describe(found: Sequence[Complement]) -> list[str]:
     lines = []
     for one in found:
         numbers = f"{one.oracle:.4f} [{one.oracle_low:.4f}, {one.oracle_high:.4f}]"
-        gain = f"{one.gain:+.4f} [{one.gain_low:+.4f}, {one.gain_high:+.4f}]"
-        if one.what == "best by val":
-            lines.append(f"best by val: {one.settings[0]}: test top-1 {numbers} on {one.rows} rows")
-        elif one.what == "all":
-            lines.append(f"at least one of {one.settings[0]} settings right: {numbers}, {gain} above the best")
-        else:
+        gain = f"{one.gain:+.4f} [{one.gain_low:+.4f}, {one.gain_high:+.4f}] above the best"
+        if one.what == BEST:
+            lines.append(f"{BEST}: {one.settings[0]}: test top-1 {numbers} on {one.rows} rows")
+        elif one.search:
             lines += [f"best {one.what} ({one.search}, chosen on the other half of the test rows):"]
             lines += [f"  {name}" for name in one.settings]
-            lines.append(
-                f"  one of them right: {numbers}, {gain} above the best, on {one.rows} rows; {one.chosen:.4f} where chosen"
-            )
-    lines.append(
-        "one right of several is what a perfect choice between them would give, not what a vote or a joint fit gives; fits"
-    )
-    lines.append("that err at random add to it too: compare with two seeds of one setting")
-    return lines
+            lines.append(f"  one of them right: {numbers}, {gain}, on {one.rows} rows; {one.chosen:.4f} where chosen")
+        else:
+            lines.append(f"one of {one.what} right: {numbers}, {gain}")
+    told = any(one.what == TWO_FITS for one in found)
+    return [
+        *lines,
+        "one right of several is what a perfect choice between them would give, not what a vote or a joint fit gives;",
+        f"two fits of one setting add to each other too: {'see above' if told else 'probe with --seeds 2 to see by how much (heads with randomness)'}",
+    ]
 
 
 def write_csv(found: Sequence[Complement], path: Path) -> None:

@@ -78,10 +78,10 @@ def draw_curves(panels: Sequence[Panel], over: str, value: str, path: Path) -> N
     for axis, panel in zip(axes, panels, strict=False):
         colours = colormaps["viridis"](np.linspace(0, 0.85, len(panel.curves))) if panel.ordered else _DISTINCT
         for curve, colour in zip(panel.curves, cycle(colours)):
-            _draw_curve(axis, curve, colour)
+            _draw_curve(axis, curve, colour, min(0.14, 0.5 / len(panel.curves)))
         axis.set_title(panel.title, fontsize=9)
         axis.set_xlabel({"block": "block", "timestep": "timestep", "log-snr": "log-SNR (more noise to the right)"}[over])
-        axis.set_ylabel("held-out top-1 (%), 95 %" if value == "val" else "TEST top-1 (%), 95 %; not for choosing")
+        axis.set_ylabel("held-out top-1 (%), 95 %" if value == "val" else "TEST top-1 (%), 95 %; not for choosing", fontsize=9)
         axis.tick_params(labelbottom=True, labelleft=True)
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -97,14 +97,14 @@ def draw_curves(panels: Sequence[Panel], over: str, value: str, path: Path) -> N
     figure.savefig(path, dpi=150)
 
 
-def _draw_curve(axis: Axes, curve: Curve, colour: ColorType) -> None:
+def _draw_curve(axis: Axes, curve: Curve, colour: ColorType, alpha: float) -> None:
     y, low, high = (100 * values for values in (curve.y, curve.low, curve.high))
     if len(curve.x):
         axis.plot(curve.x, y, marker="o", markersize=3.5, linewidth=1.4, color=colour, label=curve.label)
-        axis.fill_between(curve.x, low, high, color=colour, alpha=0.13, linewidth=0)
+        axis.fill_between(curve.x, low, high, color=colour, alpha=alpha, linewidth=0)
     else:
         axis.axhline(y[0], linestyle="--", linewidth=1.4, color=colour, label=curve.label)
-        axis.axhspan(low[0], high[0], color=colour, alpha=0.13, linewidth=0)
+        axis.axhspan(low[0], high[0], color=colour, alpha=alpha, linewidth=0)
 
 
 def _arranged(maps: Sequence[AccuracyMap]) -> list[list[AccuracyMap | None]]:

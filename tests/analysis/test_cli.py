@@ -14,7 +14,17 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from diffssl.analysis.cli import cka_command, compare_command, group, main, map_command, statistics_command
+from diffssl.analysis.cli import (
+    cka_command,
+    compare_command,
+    complement_command,
+    curves_command,
+    group,
+    main,
+    map_command,
+    statistics_command,
+)
+from diffssl.analysis.table import NoResults
 from diffssl.probe import ProbeSpec, Results
 from diffssl.probe.study import probe
 from diffssl.store import FeatureKey, FeatureStore
@@ -142,7 +152,9 @@ def test_a_damaged_line_is_one_message_that_names_it(folder: Path, program: Run,
 
 
 @pytest.mark.parametrize(
-    "command", [map_command, compare_command, cka_command, statistics_command], ids=["map", "compare", "cka", "statistics"]
+    "command",
+    [map_command, curves_command, compare_command, complement_command, cka_command, statistics_command],
+    ids=lambda c: c.name,
 )
 def test_help_and_version(program: Run, capsys: pytest.CaptureFixture[str], command: click.Command) -> None:
     assert program(main, str(command.name), "--help") == 0
@@ -170,11 +182,12 @@ def test_stores_are_compared_on_the_same_rows(stores: list[Path], tmp_path: Path
     result = CliRunner().invoke(group, ["compare", *map(str, stores), "--out", str(out)])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[-3:] == [
+    assert lines[-4:-2] == [
         "reference, best by val: linear on block 1, timestep 10, pool 1; 800 test rows, paired",
         "not significantly different from it (=): 2 of 3, better (+): 0, worse (-): 1, at 5 % for all comparisons together",
-        f"4 settings in {out}",
     ]
+    assert lines[-2].startswith("cheapest of these: not known, the results of 3 do not say")
+    assert lines[-1] == f"4 settings in {out}"
     assert "reference" in lines[1]
     assert lines[4].startswith("-  linear  block 1, timestep 10, pool 1")
     assert lines[4].endswith(str(stores[1]))
@@ -234,6 +247,83 @@ def test_results_of_an_older_version_say_to_probe_again(
     err = capsys.readouterr().err
     assert f"{stores[1]}: linear on block 7, timestep 10, pool 1 has no stored hits" in err
     assert "run diffssl-probe again" in err
+
+
+@pytest.fixture
+def probed(make_store: MakeStore) -> FeatureStore:
+    store = make_store({"train": 100, "test": 60}, [FeatureKey(block, t, 1) for block in (1, 2) for t in (10, 90)])
+    probe(ProbeSpec(Path(store.path), ["linear", "ridge"], steps=5, device="cpu"), lambda _: None)
+    return store
+
+
+def test_maps_and_curves_of_several_folders_with_their_numbers(probed: FeatureStore, tested: Line, tmp_path: Path) -> None:
+    other = Results(tmp_path / "other.results")
+    other.append(tested(np.ones(60, dtype=bool), 3, 0.5, head="ridge", feature_id="g"))
+    folders = ["--results", str(Path(probed.path).with_suffix(".results")), "--results", str(other.folder), "--head", "ridge"]
+    out = [tmp_path / "pictures" / name for name in ("map.png", "curves.svg", "numbers.csv")]
+    result = CliRunner().invoke(group, ["map", *folders, "--out", str(out[0]), "--csv", str(out[2])])
+    assert result.stdout == f"2 maps in {out[0]}\n", result.output
+    with out[2].open(newline="") as file:
+        assert [row["results"] for row in csv.DictReader(file)] == ["feats"] * 4 + ["other"]
+    result = CliRunner().invoke(group, ["curves", *folders, "--over", "timestep", "--best", "--out", str(out[1])])
+    assert result.stdout == f"2 lines in {out[1]}\n", result.output
+    assert out[1].read_text().lstrip().startswith("<?xml")
+
+
+def test_a_log_snr_that_no_store_has_is_told(probed: FeatureStore, tmp_path: Path) -> None:
+    folder = Path(probed.path).with_suffix(".results")
+    result = CliRunner().invoke(
+        group, ["curves", "--results", str(folder), "--over", "log-snr", "--out", str(tmp_path / "c.png")]
+    )
+    assert isinstance(result.exception, NoResults)
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_complements_and_classes_are_told_and_written(probed: FeatureStore, tmp_path: Path) -> None:
+    out, classes = tmp_path / "found.csv", tmp_path / "classes.csv"
+    folder = str(Path(probed.path).with_suffix(".results"))
+    arguments = ["complement", folder, "--store", probed.path, "--out", str(out), "--classes", str(classes)]
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("best by val: ")
+    assert any(line.startswith("best triple (exhaustive") for line in lines)
+    assert "above the best by val, mean over classes" in result.stdout
+    with classes.open(newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == probed.classes
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--classes", "c.csv"], 2, "--classes needs the labels of the test rows: give --store"),
+        (["--head", "linear", "--blocks", "1", "--timesteps", "10"], 1, "needs two settings"),
+        (["--store", "none.zarr"], 1, "none.zarr"),
+    ],
+    ids=["classes", "one", "store"],
+)
+def test_errors_of_complements_are_told(
+    probed: FeatureStore,
+    program: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(Path(probed.path).parent)
+    assert program(main, "complement", *arguments) == code
+    assert message in capsys.readouterr().err
+
+
+def test_costs_of_older_results_come_from_the_store(probed: FeatureStore, tmp_path: Path) -> None:
+    old = Results(tmp_path / "old.results")
+    for line in Results(Path(probed.path).with_suffix(".results")).read():
+        old.append({name: value for name, value in line.items() if name not in ("gflop", "bytes", "log_snr")})
+    without = CliRunner().invoke(group, ["compare", str(old.folder)]).stdout
+    assert "give the store with --store" in without
+    assert "cheapest of the" in CliRunner().invoke(group, ["compare", str(old.folder), "--store", probed.path]).stdout
 
 
 def test_analysis_needs_no_backbone() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffssl.analysis.compare import Comparison, compare, describe
+from diffssl.analysis.compare import Comparison, compare, describe, guideline
 from diffssl.analysis.paired import DifferentRows
 from diffssl.analysis.table import NoResults
 from diffssl.probe.errors import ProbeError
@@ -112,5 +112,51 @@ def test_damaged_hits_name_their_line(tested: Tested) -> None:
 def test_a_long_table_is_cut_and_says_so(tested: Tested) -> None:
     lines = describe(compared([tested(random_hits(0.6, block), block, 0.5) for block in range(1, 46)]))
     assert lines[41] == "… and 5 more"
-    assert "44, better (+): 0" in lines[-1]
+    assert "44, better (+): 0" in lines[-2]
     assert len({len(line.rstrip()) for line in lines[2:41]}) == 1
+
+
+def costly(tested: Tested, gflops: Sequence[float | None], size: Sequence[int] = (64, 64, 64, 64)) -> list[dict[str, Any]]:
+    """Four settings, the best by val first; the last is much worse, and the others are equally good."""
+    good = random_hits(0.7)
+    bad = good & random_hits(0.5, 1)
+    results = []
+    for block, (gflop, number) in enumerate(zip(gflops, size, strict=True), start=1):
+        cost = {} if gflop is None else {"gflop": gflop, "bytes": number}
+        results.append(tested(good if block < 4 else bad, block, 1 - 0.1 * block, **cost))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("gflops", "sizes", "cheapest"),
+    [
+        ((4.0, 3.0, 2.0, 1.0), (64, 64, 64, 64), 3),
+        ((2.0, 3.0, 4.0, 1.0), (64, 64, 64, 64), 1),
+        ((2.0, 2.0, 2.0, 1.0), (64, 32, 128, 16), 2),
+        ((2.0, 2.0, 2.0, 1.0), (64, 64, 64, 64), 1),
+    ],
+    ids=["gflop", "the reference", "bytes", "held-out accuracy"],
+)
+def test_the_cheapest_is_of_those_that_are_not_worse(
+    tested: Tested, gflops: tuple[float, ...], sizes: tuple[int, ...], cheapest: int
+) -> None:
+    comparison = compared(costly(tested, gflops, sizes))
+    found = guideline(comparison)
+    assert found.best is comparison.reference
+    assert [one.setting for one in found.as_good] == [f"block {b}, timestep 10, pool 1" for b in (1, 2, 3)]
+    assert found.cheapest is not None
+    assert found.cheapest.setting == f"block {cheapest}, timestep 10, pool 1"
+    assert f"cheapest of the 3 that are not significantly worse: linear on block {cheapest}," in "\n".join(describe(comparison))
+
+
+def test_the_guideline_says_what_is_saved_and_what_may_be_lost(tested: Tested) -> None:
+    *_, cost, loss = describe(compared(costly(tested, (4.0, 3.0, 2.0, 1.0))))
+    assert cost.endswith("2 GFLOP and 64 bytes an image, 50 % of the GFLOP of the reference (4 GFLOP and 64 bytes an image)")
+    assert loss.startswith("test top-1 0.6425 beside 0.6425: a difference of +0.0000 [-0.")
+
+
+def test_a_cheapest_of_unknown_costs_is_not_guessed(tested: Tested) -> None:
+    comparison = compared(costly(tested, (4.0, None, 2.0, 1.0)))
+    assert guideline(comparison).cheapest is None
+    assert "the results of 1 do not say what they cost" in describe(comparison)[-1]
+    assert guideline(compared(costly(tested, (4.0, 3.0, 2.0, None)))).cheapest is not None  # that one is worse anyway

@@ -11,7 +11,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from diffssl.analysis import AccuracyMap, accuracy_maps
-from diffssl.analysis.plots import draw_maps, draw_similarity
+from diffssl.analysis.curves import make_curves
+from diffssl.analysis.plots import draw_curves, draw_maps, draw_similarity
 from PIL import Image
 
 Line = Callable[..., dict[str, Any]]
@@ -141,3 +142,48 @@ def test_stores_are_named_and_parted_and_values_below_the_scale_are_told(tmp_pat
     assert {"feats.zarr", "vit.zarr", "CKA, colours from 0 to 1; lowest value -0.25"} <= set(found)
     plain = draw(6, tmp_path / "one.svg", [("feats.zarr", 6)])
     assert not {"feats.zarr", "vit.zarr"} & set(plain)
+
+
+def test_several_stores_lie_side_by_side(line: Line, tmp_path: Path) -> None:
+    """A line a head and pool, a column a store; what one store lacks is left blank."""
+    places = [("a.results", "linear", 1), ("a.results", "mlp", 1), ("b.results", "linear", 1), ("b.results", "linear", 2)]
+    results = [line(1, 10, 0.5, 0.5, results=folder, head=head, pool=pool) for folder, head, pool in places]
+    draw_maps(accuracy_maps(results), "val", tmp_path / "map.svg")
+    titles = [text for text in texts(tmp_path / "map.svg") if ", pool" in text]
+    assert [text.split(" pool")[0] for text in titles] == ["a: linear,", "b: linear,", "a: mlp,", "b: linear,"]
+
+
+@pytest.mark.parametrize(
+    ("over", "axis"), [("block", "block"), ("timestep", "timestep"), ("log-snr", "log-SNR (more noise to the right)")]
+)
+@pytest.mark.parametrize("best", [False, True])
+def test_curves_are_drawn_with_their_names(line: Line, tmp_path: Path, over: str, axis: str, best: bool) -> None:
+    results = [line(b, t, 0.01 * t, 0.5, log_snr=-t, head=head) for head in ("mlp", "ridge") for b in (2, 7) for t in (10, 90)]
+    encoder = [line(3, None, 0.5, 0.5, head="knn", results="b.results")]
+    maps = accuracy_maps([*({**one, "results": "a.results"} for one in results), *encoder])
+    draw_curves(make_curves(maps, over, "val", best), over, "val", tmp_path / "curves.svg")
+    found = texts(tmp_path / "curves.svg")
+    assert {axis, "held-out top-1 (%), 95 %"} <= set(found)
+    if best:
+        assert {"a: mlp, pool 1, block 2", "b: knn, pool 1, block 3"} <= set(found) or over == "block"
+    else:
+        assert {"a: mlp, pool 1", "a: ridge, pool 1", "b: knn, pool 1"} <= set(found)
+        assert {"block 2", "block 7"} <= set(found) or over == "block"
+
+
+def test_curves_of_test_values_are_labelled_as_not_for_choosing(maps: list[AccuracyMap], tmp_path: Path) -> None:
+    draw_curves(make_curves(maps, "block", "test"), "block", "test", tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 100
+    draw_curves(make_curves(maps, "block", "test"), "block", "test", tmp_path / "curves.svg")
+    assert "not for choosing" in " ".join(texts(tmp_path / "curves.svg"))
+
+
+def test_noise_grows_to_the_right(line: Line, tmp_path: Path) -> None:
+    maps = accuracy_maps([line(1, t, 0.5, 0.5, log_snr=snr) for t, snr in ((10, 6.0), (90, 2.0))])
+    draw_curves(make_curves(maps, "log-snr", "val"), "log-snr", "val", tmp_path / "curves.svg")
+    places = {}
+    for node in ET.parse(tmp_path / "curves.svg").iter():
+        if node.tag.endswith("text") and (node.text or "") in ("6", "2"):
+            places[node.text] = float(node.get("x", "nan"))
+    assert places["6"] < places["2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffssl.analysis import AccuracyMap, NoResults, accuracy_maps
-from diffssl.analysis.table import of_most_rows
+from diffssl.analysis.table import of_most_rows, write_maps
 from diffssl.probe import ProbeSpec
 from diffssl.probe.study import probe
 from diffssl.store import FeatureKey, FeatureStore
@@ -138,3 +139,54 @@ def test_fits_on_fewer_rows_are_left_out_and_counted() -> None:
     assert notes == ["1 fits on fewer training rows than 261 are left out (pilots, or subsets of the training rows)"]
     assert of_most_rows(kept) == (kept, [])
     assert of_most_rows([]) == ([], [])
+
+
+def test_intervals_are_kept_for_every_cell(line: Line) -> None:
+    """Wilson's interval of 45 of 90 rows, by its formula; those of test are the fits' own."""
+    one = only([line(1, 10, 0.5, 0.6), line(2, 10, 0.4, 0.7)])
+    z = 1.959964
+    centre, half = (0.5 + z**2 / 180) / (1 + z**2 / 90), z / (1 + z**2 / 90) * np.sqrt(0.25 / 90 + z**2 / (4 * 90**2))
+    assert (one.val_low[0, 0], one.val_high[0, 0]) == pytest.approx((centre - half, centre + half))
+    assert one.test_low[:, 0] == pytest.approx([0.58, 0.68])
+    assert one.test_high[:, 0] == pytest.approx([0.61, 0.71])
+    assert one.accuracy("val")[1] is one.val_low
+    assert one.accuracy("test")[2] is one.test_high
+
+
+def test_folders_have_maps_of_their_own(line: Line) -> None:
+    stores = {"x/a.results": "f", "x/b.results": "g"}
+    results = [line(1, 10, 0.5, 0.5, results=name, feature_id=own, n_test=n) for n, (name, own) in enumerate(stores.items(), 5)]
+    maps = accuracy_maps(results)
+    assert [(one.results, one.n_test) for one in maps] == [("a", 5), ("b", 6)]
+    assert maps[1].title == "b: linear, pool 1"
+    assert [one.results for one in accuracy_maps([{**one, "results": f"{i}/a.results"} for i, one in enumerate(results)])] == [
+        "0/a.results",
+        "1/a.results",
+    ]
+    with pytest.raises(NoResults, match="mix"):
+        accuracy_maps([*results, line(2, 10, 0.5, 0.5, results="x/a.results", feature_id="g", n_test=5)])
+
+
+def test_a_head_may_be_in_one_folder_alone(line: Line) -> None:
+    results = [line(1, 10, 0.5, 0.5, results="a.results"), line(1, 10, 0.5, 0.5, results="b.results", head="mlp")]
+    assert [(one.results, one.head) for one in accuracy_maps(results)] == [("a", "linear"), ("b", "mlp")]
+    assert [one.results for one in accuracy_maps(results, ["mlp"])] == ["b"]
+
+
+def test_fits_on_fewer_rows_are_left_out_of_each_folder() -> None:
+    results = [{"n_train": n, "results": folder} for folder, n in (("a", 100), ("a", 90), ("b", 50))]
+    kept, notes = of_most_rows(results)
+    assert kept == [results[0], results[2]]
+    assert notes == ["a: 1 fits on fewer training rows than 100 are left out (pilots, or subsets of the training rows)"]
+
+
+def test_the_csv_has_a_line_a_cell_with_intervals_and_costs(line: Line, tmp_path: Path) -> None:
+    results = [line(1, 10, 0.5, 0.6, gflop=1.5, bytes=64, log_snr=2.5), line(2, 90, 0.7, 0.8), line(2, None, 0.7, 0.8)]
+    write_maps(accuracy_maps(results), tmp_path / "maps.csv")
+    with (tmp_path / "maps.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["block"], row["timestep"], row["best"]) for row in rows] == [("1", "10", "0"), ("2", "90", "1")]
+    assert [(row["gflop"], row["bytes"], row["log_snr"]) for row in rows] == [("1.5", "64.0", "2.5"), ("", "", "")]
+    for row in rows:
+        assert float(row["val_low"]) < float(row["val"]) < float(row["val_high"])
+        assert float(row["test_high"]) == pytest.approx(float(row["test"]) + 0.01)

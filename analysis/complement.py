@@ -122,7 +122,8 @@ def describe(found: Sequence[Complement]) -> list[str]:
     return [
         *lines,
         "one right of several is what a perfect choice between them would give, not what a vote or a joint fit gives;",
-        f"two fits of one setting add to each other too: {'see above' if told else 'probe with --seeds 2 to see by how much (heads with randomness)'}",
+        "two fits of one setting add to each other too: "
+        + ("see above" if told else "probe heads with randomness with --seeds 2 to see by how much"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""``diffssl-analyze map | compare``: from results to a picture, and to what differs."""
+"""``diffssl-analyze map | curves | compare | complement``: from results to pictures, and to what differs."""
 
 from __future__ import annotations
 

@@ -119,11 +119,11 @@ def describe(found: Sequence[Complement]) -> list[str]:
         else:
             lines.append(f"one of {one.what} right: {numbers}, {gain}")
     told = any(one.what == TWO_FITS for one in found)
-    by_how_much = "see above" if told else "probe with --seeds 2 to see by how much (heads with randomness)"
     return [
         *lines,
         "one right of several is what a perfect choice between them would give, not what a vote or a joint fit gives;",
-        f"two fits of one setting add to each other too: {by_how_much}",
+        "two fits of one setting add to each other too: "
+        + ("see above" if told else "probe heads with randomness with --seeds 2 to see by how much"),
     ]
 
 

@@ -66,15 +66,13 @@ class Setting:
 
     @property
     def gflop(self) -> float | None:
-        """GFLOP of an image; None if the results do not say."""
-        cost = self.lines[0].get("gflop")
-        return None if cost is None else float(cost)
+        """GFLOP of an image; None if none of the results says it."""
+        return next((float(line["gflop"]) for line in self.lines if "gflop" in line), None)
 
     @property
     def bytes(self) -> int | None:
-        """Bytes of an image's features; None if the results do not say."""
-        cost = self.lines[0].get("bytes")
-        return None if cost is None else int(cost)
+        """Bytes of an image's features; None likewise."""
+        return next((int(line["bytes"]) for line in self.lines if "bytes" in line), None)
 
     def describe(self, several: bool) -> str:
         """Head, setting and options in words, and the folder if there are several."""

@@ -201,17 +201,17 @@ def _one_map(results: str, lines: Sequence[Mapping[str, Any]], head: str, pool: 
         grid(partial(_accuracy, name, end)) for name in ("val", "test") for end in ("", "_low", "_high")
     )
     row, column = (int(number) for number in np.unravel_index(int(np.nanargmax(val)), val.shape))
-    snr = {r["timestep"]: r.get("log_snr") for r in lines}
+    snr = {r["timestep"]: r["log_snr"] for r in lines if "log_snr" in r}
     best = cells[row, column]
-    gflop, size = (grid(partial(_cost, name)) for name in ("gflop", "bytes"))
-    noise, seeds = [snr[step] for step in timesteps], len({r["seed"] for r in best})
+    gflop, size = val.copy(), val.copy()
+    for place, group in cells.items():
+        for costs, name in ((gflop, "gflop"), (size, "bytes")):
+            costs[place] = next((r[name] for r in group if name in r), np.nan)
+    noise, seeds = [snr.get(step) for step in timesteps], len({r["seed"] for r in best})
     accuracies = (val, val_low, val_high, test, test_low, test_high)
-    place = (row, column)
-    return AccuracyMap(results, head, pool, blocks, timesteps, noise, *accuracies, gflop, size, best[0]["n_test"], seeds, place)
-
-
-def _cost(name: str, line: Mapping[str, Any]) -> float:
-    return float(line.get(name, np.nan))
+    return AccuracyMap(
+        results, head, pool, blocks, timesteps, noise, *accuracies, gflop, size, best[0]["n_test"], seeds, (row, column)
+    )
 
 
 def _accuracy(name: str, end: str, line: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""``diffssl-analyze map | compare | cka | statistics``: from results and stores to pictures and tables."""
+"""``diffssl-analyze``: from results and stores to pictures and tables."""
 
 from __future__ import annotations
 

@@ -65,6 +65,12 @@ def test_costs_are_those_of_the_lines(tested: Tested) -> None:
     assert {(one.gflop, one.bytes) for one in paired_settings(lines)} == {(1.5, 64), (None, None)}
 
 
+def test_costs_are_known_if_any_line_says_them(tested: Tested) -> None:
+    """A folder may have lines of an older version beside newer ones."""
+    one, _ = paired_settings([few(tested, 2, 0), few(tested, 2, 1, gflop=1.5, bytes=64), few(tested, 5, 0, val=0.1)])
+    assert (one.gflop, one.bytes) == (1.5, 64)
+
+
 def test_few_shot_fits_of_a_store_are_pooled(make_store: MakeStore) -> None:
     store = make_store({"train": 160, "test": 60}, [FeatureKey(1, 10, 1), FeatureKey(2, 10, 1)])
     spec = ProbeSpec(Path(store.path), ["ridge"], shots=[5, 10], repeats=3, device="cpu")

@@ -180,6 +180,12 @@ def test_fits_on_fewer_rows_are_left_out_of_each_folder() -> None:
     assert notes == ["a: 1 fits on fewer training rows than 100 are left out (pilots, or subsets of the training rows)"]
 
 
+def test_costs_are_known_if_any_line_of_a_cell_says_them(line: Line) -> None:
+    new = line(1, 10, 0.5, 0.5, seed=1, gflop=1.5, bytes=64, log_snr=2.5)
+    one = only([line(1, 10, 0.5, 0.5), new, line(1, 10, 0.5, 0.5, seed=2)])
+    assert (one.gflop.item(), one.bytes.item(), one.log_snr) == (1.5, 64, [2.5])
+
+
 def test_the_csv_has_a_line_a_cell_with_intervals_and_costs(line: Line, tmp_path: Path) -> None:
     results = [line(1, 10, 0.5, 0.6, gflop=1.5, bytes=64, log_snr=2.5), line(2, 90, 0.7, 0.8), line(2, None, 0.7, 0.8)]
     write_maps(accuracy_maps(results), tmp_path / "maps.csv")

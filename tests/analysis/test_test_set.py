@@ -45,6 +45,17 @@ def test_rows_are_found_whatever_the_splits_and_limit(
     assert found.labels.tolist() == store.labels(split)[found.rows].tolist()
 
 
+def test_rows_that_any_setting_of_the_run_lacks_are_left_out(make_store: MakeStore) -> None:
+    bad = "c01/test-00001.png"
+    store = make_store({"train": 100, "test": 60}, KEYS, left_out={KEYS[0]: [bad]})
+    for result in probed(store):  # also that of the setting that has the row
+        found = find_test_set(result, store)
+        assert len(found.rows) == 59
+        assert bad not in found.ids.tolist()
+    (alone,) = probed(store, blocks={2: set()})
+    assert bad in find_test_set(alone, store).ids.tolist()
+
+
 def test_another_store_of_the_same_samples_will_do(make_store: MakeStore) -> None:
     (result, *_) = probed(make_store({"train": 100, "test": 60}, KEYS))
     other = make_store({"train": 100, "test": 60}, [FeatureKey(3, None, 1)], name="other.zarr")

@@ -16,6 +16,7 @@ from torch import Tensor
 from .data import Moments, ProbeData
 from .heads import Copies, Maker, StackedMLP, build_head
 from .protocol import Protocol, size
+from .ranks import ALONE, Ranks
 from .scoring import score, score_name
 from .train import Recipe, Trainer, Trial, copy_losses, score_head, train_together
 
@@ -96,7 +97,9 @@ class Fit:
         return values
 
 
-def fit_torch_heads(material: Material, requests: Sequence[Request], device: torch.device, stream_seed: int) -> list[Fit]:
+def fit_torch_heads(
+    material: Material, requests: Sequence[Request], device: torch.device, stream_seed: int, ranks: Ranks = ALONE
+) -> list[Fit]:
     """Fit heads together: every trial of each learning rate and weight decay, in the same passes over the features.
 
     Args:
@@ -104,14 +107,15 @@ def fit_torch_heads(material: Material, requests: Sequence[Request], device: tor
         requests: what to fit.
         device: torch device.
         stream_seed: of the order in which row blocks come, which all heads share.
+        ranks: the processes that do this together; all return the same.
     """
     protocol, data, moments = material.protocol, material.data, material.moments
     task = data.targets.task
     trials = [_trials(request.options) for request in requests]
     judge = partial(_held_out_losses, material)
-    trainers = [_trainer(material, one, own, device, judge) for one, own in zip(requests, trials, strict=True)]
+    trainers = [_trainer(material, one, own, device, ranks, judge) for one, own in zip(requests, trials, strict=True)]
     train_together(trainers, data, protocol.fit, moments, stream_seed, device)
-    chosen = [_choose(material, trainer.head, own) for trainer, own in zip(trainers, trials, strict=True)]
+    chosen = [_choose(material, trainer.head, own, ranks) for trainer, own in zip(trainers, trials, strict=True)]
     for request, trainer, own_choice in zip(requests, trainers, chosen, strict=True):
         best = own_choice["best"]
         if trainer.best_steps[best] < Recipe.of(request.options, size(protocol.fit)).steps:
@@ -121,7 +125,7 @@ def fit_torch_heads(material: Material, requests: Sequence[Request], device: tor
             own_choice[f"best_of_grid_on_test_{score_name(task)}"] = max(score(task, copy, labels) for copy in outputs)
     if material.refit:
         again = [
-            _trainer(material, request, [own[own_choice["best"]]], device, stop=own_choice.get("steps_used"))
+            _trainer(material, request, [own[own_choice["best"]]], device, ranks, stop=own_choice.get("steps_used"))
             for request, own, own_choice in zip(requests, trials, chosen, strict=True)
         ]
         train_together(again, data, protocol.refit, moments, stream_seed, device)
@@ -138,6 +142,7 @@ def _trainer(
     request: Request,
     trials: Sequence[Trial],
     device: torch.device,
+    ranks: Ranks,
     judge: Callable[[StackedMLP | Copies], Tensor] | None = None,
     stop: int | None = None,
 ) -> Trainer:
@@ -154,7 +159,7 @@ def _trainer(
         request.seed,
         request.own,
     )
-    return Trainer(head.to(device), trials, recipe, data.targets.task, request.seed, judge)
+    return Trainer(head.to(device), trials, recipe, data.targets.task, request.seed, judge, ranks)
 
 
 def _trials(options: Mapping[str, Any]) -> list[Trial]:
@@ -166,11 +171,12 @@ def _held_out_losses(material: Material, head: StackedMLP | Copies) -> Tensor:
     return copy_losses(torch.from_numpy(outputs), torch.from_numpy(targets), material.data.targets.task)
 
 
-def _choose(material: Material, head: StackedMLP | Copies, trials: Sequence[Trial]) -> dict[str, Any]:
+def _choose(material: Material, head: StackedMLP | Copies, trials: Sequence[Trial], ranks: Ranks) -> dict[str, Any]:
     """The best trial by held-out score, as what a result line says of it, and its number."""
     task = material.data.targets.task
     outputs, labels = score_head(head, material.data, material.protocol.select, material.moments)
-    scores = [score(task, copy, labels) for copy in outputs]
+    own = torch.tensor([score(task, copy, labels) for copy in outputs], dtype=torch.float64)
+    scores = ranks.agreed(own).tolist()
     best = int(np.argmax(scores))
     rate, decay = trials[best]
     rates, decays = zip(*trials, strict=True)

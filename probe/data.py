@@ -30,7 +30,7 @@ Piece = tuple[str, NDArray[np.int64]]  # split, and rows of one row block
 
 @dataclass(frozen=True)
 class Moments:
-    """Exact mean and standard deviation of each feature.
+    """Exact mean and standard deviation of each feature, or of each number to predict.
 
     Attributes:
         mean: (D,) float64.
@@ -49,6 +49,19 @@ class Moments:
     def changes(self) -> bool:
         """Whether standardising with them changes anything."""
         return bool(self.mean.any() or (self.scale != 1).any())
+
+    def applied(self, values: Tensor) -> Tensor:
+        """(n, D) float32 standardised, on the device of the values, which may be float16 or float32."""
+        result = values.float()
+        if not self.changes:
+            return result
+        mean, scale = (torch.from_numpy(own.astype(np.float32)).to(values.device) for own in (self.mean, self.scale))
+        return (result - mean) / scale
+
+    def undone(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """(..., D) float64 in the units that they had before they were standardised."""
+        original: NDArray[np.floating] = values * self.scale + self.mean
+        return original
 
 
 @dataclass(frozen=True)

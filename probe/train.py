@@ -88,6 +88,7 @@ class Trainer:
         task: see :class:`~diffssl.probe.targets.Targets`.
         seed: of the order of rows, and of whatever the head itself draws.
         judge: (R,) held-out loss of each copy.
+        answers: moments that the answers are standardised with; None to take them as they are.
         ranks: the processes that train it together.
 
     Raises:
@@ -102,10 +103,12 @@ class Trainer:
         task: str,
         seed: int,
         judge: Callable[[StackedMLP | Copies], Tensor] | None = None,
+        answers: Moments | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         ranks.start(head, recipe.batch_size)
         self.head = head
+        self._answers = answers
         self._ranks = ranks
         self._device = next(head.parameters()).device
         self._optimiser = _optimiser(head, trials, recipe)
@@ -144,6 +147,7 @@ class Trainer:
 
     def _train(self, features: Tensor, targets: Tensor) -> None:
         self.head.train()
+        targets = targets if self._answers is None else self._answers.applied(targets)
         own = self._ranks.share(len(targets))
         batch = None if self._ranks.alone else targets
         # Each copy gets the gradient of its own loss.

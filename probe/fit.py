@@ -187,7 +187,7 @@ def _trials(options: Mapping[str, Any]) -> list[Trial]:
 def _held_out_losses(material: Material, head: StackedMLP | Copies) -> Tensor:
     outputs, labels = score_head(head, material.data, material.protocol.select, material.moments)
     targets = torch.from_numpy(labels)
-    targets = targets if material.answers is None else material.answers.applied(targets)
+    targets = targets if material.answers is None else material.answers.on(targets.device)(targets)
     return copy_losses(torch.from_numpy(outputs), targets, material.data.targets.task)
 
 

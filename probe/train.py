@@ -108,9 +108,9 @@ class Trainer:
     ) -> None:
         ranks.start(head, recipe.batch_size)
         self.head = head
-        self._answers = answers
-        self._ranks = ranks
         self._device = next(head.parameters()).device
+        self._answers = None if answers is None else answers.on(self._device)
+        self._ranks = ranks
         self._optimiser = _optimiser(head, trials, recipe)
         self._recipe = recipe
         self._task = task
@@ -147,7 +147,7 @@ class Trainer:
 
     def _train(self, features: Tensor, targets: Tensor) -> None:
         self.head.train()
-        targets = targets if self._answers is None else self._answers.applied(targets)
+        targets = targets if self._answers is None else self._answers(targets)
         own = self._ranks.share(len(targets))
         batch = None if self._ranks.alone else targets
         # Each copy gets the gradient of its own loss.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import cycle, islice
 from threading import Lock
 from typing import Any
 
@@ -120,6 +120,11 @@ class ProbeData:
         return [self._store.layout(key, split).row_shape for key in self.keys]
 
     @property
+    def _dtype(self) -> np.dtype[Any]:
+        """Of features as they are stored."""
+        return self._store.layout(self.keys[0], self._store.splits[0]).dtype
+
+    @property
     def dimension(self) -> int:
         """Features of a row, D."""
         return sum(int(np.prod(shape)) for shape in self.shapes)
@@ -227,6 +232,7 @@ class ProbeData:
 
         Rows are in random order on disk. An epoch visits the row blocks in a new order, and a buffer holds some of them, so
         memory is bounded. What comes depends on ``rng`` alone, not on what is kept in memory: rows that fit stay on the device.
+        A buffer is good until the next is asked for.
         """
         pieces = self.pieces(rows)
         n_copies = [len(self.copies(split)) for split, _ in pieces]
@@ -236,13 +242,21 @@ class ProbeData:
             yield from self._resident(pieces, plans, moments, device)
             return
 
+        lengths = [len(numbers) for _, numbers in pieces]
+        height = min(max(most, *lengths), sum(lengths))
+        # Two memories in turn, since to be given new memory takes longer than to fill it.
+        memories = cycle([np.empty((height, self.dimension), self._dtype) for _ in range(2)])
         finish = moments.on(device)
 
         def assemble(plan: list[tuple[int, int]]) -> Buffer:
-            parts = [self._part(pieces[place], turn) for place, turn in plan]
-            features = _on(np.concatenate([values for values, _ in parts]), device)
-            targets = _on(np.concatenate([own for _, own in parts]), device)
-            return Buffer(features, targets, torch.arange(len(features), device=device), finish)
+            memory, n, targets = next(memories), 0, []
+            for place, turn in plan:
+                values, own = self._part(pieces[place], turn)
+                memory[n : n + len(values)] = values
+                n += len(values)
+                targets.append(own)
+            index = torch.arange(n, device=device)
+            return Buffer(_on(memory[:n], device), _on(np.concatenate(targets), device), index, finish)
 
         with ThreadPoolExecutor(1, thread_name_prefix="diffssl-read") as pool:
             ahead = pool.submit(assemble, next(plans))

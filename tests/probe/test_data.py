@@ -508,16 +508,20 @@ def test_memory_for_all_rows_keeps_them_in_whatever_parts_they_are_asked_for(
 
 
 def test_rows_that_fit_lie_on_the_device_once(store: FeatureStore) -> None:
-    rows = {"train": np.arange(N)}
+    """And others in two memories that take turns, of which one is filled while the other is used."""
+    rows, places = {"train": np.arange(N)}, []
     resident, streamed = (
-        list(islice(data_of(store, memory=memory).buffers(rows, Moments.none(4), np.random.default_rng(0), CPU), 3))
+        data_of(store, memory=memory).buffers(rows, Moments.none(4), np.random.default_rng(0), CPU)
         for memory in (N * 16, N * 16 - 1)
     )
-    assert len({buffer.features.data_ptr() for buffer in resident}) == 1
-    assert len({buffer.features.data_ptr() for buffer in streamed}) == 3
-    for one, other in zip(resident, streamed, strict=True):
+    for _ in range(4):
+        one, other = next(resident), next(streamed)
+        places.append((one.features.data_ptr(), other.features.data_ptr()))
         for own, same in zip(one.rows(one.index), other.rows(other.index), strict=True):
             assert torch.equal(own, same)
+    assert len({place for place, _ in places}) == 1
+    assert [place for _, place in places[:2]] == [place for _, place in places[2:]]
+    assert len({place for _, place in places}) == 2
 
 
 # Reading ahead

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -200,7 +200,8 @@ def prepare(spec: ProbeSpec, echo: Echo = print) -> Study:
         tested = tested_elsewhere(spec.test_store, store, targets, spec.labels, list(by_input), spec.limit)
     subsets = _subsets(spec)
     read = read_keys(list(by_input), splits)
-    protocols = [tested.scored(make_protocol(store, read, targets, spec.limit, spec.refit, subset)) for subset in subsets]
+    ids = cache(store.ids)  # for all subsets, and given back with this function
+    protocols = [tested.scored(make_protocol(store, read, targets, spec.limit, spec.refit, one, ids)) for one in subsets]
     first, step = spec.part
     groups = [
         Group(one, protocol, specifications(store, spec, targets, protocol, one, subset, heads, tested.store))

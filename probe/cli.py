@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +15,9 @@ from ..store.selection import parse_blocks, parse_numbers, parse_pools
 from .presets import DEFAULT, preset_names
 from .spec import HEADS, ProbeSpec
 from .targets import TASKS
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 
 def _names(text: str) -> list[str]:
@@ -98,8 +103,10 @@ def command(**options: Any) -> None:
 
     if load_head is not None:
         apply_heads(load_head, stores, spec, click.echo)
-    else:
-        probe_stores([replace(spec, store=store) for store in stores], click.echo, workers=workers, dask=dask)
+        return
+    specs = [replace(spec, store=store) for store in stores]
+    with _ranks(spec.device, spec.part, workers, dask) as ranks:
+        probe_stores(specs, click.echo, workers=workers, dask=dask, ranks=ranks)
 
 
 def _study(path: Path, stores: list[str], options: dict[str, Any], workers: int | None, dask: str | None) -> None:
@@ -109,13 +116,32 @@ def _study(path: Path, stores: list[str], options: dict[str, Any], workers: int 
 
     machine = {name: options[name] for name in ("device", "threads", "part", "out") if options[name] is not None}
     study = read_study(path, stores, machine)
-    if study.about:
-        click.echo(study.about)
-    results = probe_stores(study.specs, click.echo, workers=workers, dask=dask)
-    for line in compare_expected(study.expected, results):
+    with _ranks(options["device"], options["part"], workers, dask) as ranks:
+        if study.about and ranks.first:
+            click.echo(study.about)
+        results = probe_stores(study.specs, click.echo, workers=workers, dask=dask, ranks=ranks)
+    for line in compare_expected(study.expected, results) if ranks.first else ():
         click.echo(line)
+
+
+@contextmanager
+def _ranks(device: str, part: tuple[int, int], workers: int | None, dask: str | None) -> Iterator[Ranks]:
+    """The processes that torchrun started, which train together unless each does a part; else this one alone."""
+    from .ranks import ALONE, joined, under_torchrun
+
+    if not under_torchrun() or part[1] > 1:
+        yield ALONE
+        return
+    if workers is not None or dask is not None:
+        raise click.UsageError("torchrun has started the processes; leave out --workers and --dask, or torchrun")
+    with joined(device) as ranks:
+        yield ranks
 
 
 def main() -> None:
     """Entry point of ``diffssl-probe``."""
     run(command, "stopped; every finished fit is kept, and the same command goes on")
+
+
+if __name__ == "__main__":  # python -m, as torchrun likes it
+    main()

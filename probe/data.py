@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import cycle, islice
 from threading import Lock
 from typing import Any
 
@@ -30,7 +30,7 @@ Piece = tuple[str, NDArray[np.int64]]  # split, and rows of one row block
 
 @dataclass(frozen=True)
 class Moments:
-    """Exact mean and standard deviation of each feature.
+    """Exact mean and standard deviation of each feature, or of each number to predict.
 
     Attributes:
         mean: (D,) float64.
@@ -50,20 +50,38 @@ class Moments:
         """Whether standardising with them changes anything."""
         return bool(self.mean.any() or (self.scale != 1).any())
 
+    def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """A function that standardises (n, D) of float16 or float32 on a device, to new float32."""
+        if not self.changes:
+            return Tensor.float
+        mean, scale = (torch.from_numpy(own.astype(np.float32)).to(device) for own in (self.mean, self.scale))
+        return lambda values: values.to(torch.float32, copy=True).sub_(mean).div_(scale)
+
+    def undone(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """(..., D) float64 in the units that they had before they were standardised."""
+        original: NDArray[np.floating] = values * self.scale + self.mean
+        return original
+
 
 @dataclass(frozen=True)
 class Buffer:
-    """Rows that are shuffled together: ``features[index]`` and ``targets[index]``.
+    """Rows that are shuffled together: ``finish(features[index])`` and ``targets[index]``.
 
     Attributes:
-        features: (N, D) float32 on the device; more rows than those of the buffer where all rows stay there.
+        features: (N, D) on the device; more rows than those of the buffer where all rows stay there.
         targets: (N, ...) on the device.
         index: (n,) int64 places of the buffer's rows.
+        finish: makes standardised float32 of rows. Of a batch it works in the caches, of a whole buffer it would not.
     """
 
     features: Tensor
     targets: Tensor
     index: Tensor
+    finish: Callable[[Tensor], Tensor]
+
+    def rows(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, not finished, and targets of some places."""
+        return self.features.index_select(0, places), self.targets.index_select(0, places)  # faster than [places]
 
 
 class ProbeData:
@@ -100,6 +118,11 @@ class ProbeData:
         """(C, p, p) of each setting."""
         split = self._store.splits[0]
         return [self._store.layout(key, split).row_shape for key in self.keys]
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        """Of features as they are stored."""
+        return self._store.layout(self.keys[0], self._store.splits[0]).dtype
 
     @property
     def dimension(self) -> int:
@@ -209,6 +232,7 @@ class ProbeData:
 
         Rows are in random order on disk. An epoch visits the row blocks in a new order, and a buffer holds some of them, so
         memory is bounded. What comes depends on ``rng`` alone, not on what is kept in memory: rows that fit stay on the device.
+        A buffer is good until the next is asked for.
         """
         pieces = self.pieces(rows)
         n_copies = [len(self.copies(split)) for split, _ in pieces]
@@ -218,10 +242,21 @@ class ProbeData:
             yield from self._resident(pieces, plans, moments, device)
             return
 
+        lengths = [len(numbers) for _, numbers in pieces]
+        height = min(max(most, *lengths), sum(lengths))
+        # Two memories in turn, since to be given new memory takes longer than to fill it.
+        memories = cycle([np.empty((height, self.dimension), self._dtype) for _ in range(2)])
+        finish = moments.on(device)
+
         def assemble(plan: list[tuple[int, int]]) -> Buffer:
-            parts = [self._part(pieces[place], turn, moments) for place, turn in plan]
-            features = _on(np.concatenate([values for values, _ in parts]), device)
-            return Buffer(features, _on(np.concatenate([own for _, own in parts]), device), _arange(len(features), device))
+            memory, n, targets = next(memories), 0, []
+            for place, turn in plan:
+                values, own = self._part(pieces[place], turn)
+                memory[n : n + len(values)] = values
+                n += len(values)
+                targets.append(own)
+            index = torch.arange(n, device=device)
+            return Buffer(_on(memory[:n], device), _on(np.concatenate(targets), device), index, finish)
 
         with ThreadPoolExecutor(1, thread_name_prefix="diffssl-read") as pool:
             ahead = pool.submit(assemble, next(plans))
@@ -232,26 +267,26 @@ class ProbeData:
     def _resident(
         self, pieces: Sequence[Piece], plans: Iterator[list[tuple[int, int]]], moments: Moments, device: torch.device
     ) -> Iterator[Buffer]:
-        """Buffers that are places in rows which are all on the device."""
+        """Buffers that are places in rows which are all on the device, standardised once."""
         places: dict[tuple[int, int], tuple[int, int]] = {}
-        parts = []
-        start = 0
+        parts, targets = [], []
+        start, standardise = 0, moments.on(device)
         for place, (split, numbers) in enumerate(pieces):
             for turn in range(len(self.copies(split))):
-                parts.append(self._part((split, numbers), turn, moments))
+                values, own = self._part((split, numbers), turn)
+                parts.append(standardise(_on(values, device)))
+                targets.append(own)
                 places[place, turn] = (start, start + len(numbers))
                 start += len(numbers)
-        features = _on(np.concatenate([values for values, _ in parts]), device)
-        targets = _on(np.concatenate([own for _, own in parts]), device)
+        features, answers = torch.cat(parts), _on(np.concatenate(targets), device)
         del parts
         for plan in plans:
             index = np.concatenate([np.arange(*places[one]) for one in plan])
-            yield Buffer(features, targets, _on(index, device))
+            yield Buffer(features, answers, _on(index, device), Tensor.float)
 
-    def _part(self, piece: Piece, turn: int, moments: Moments) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    def _part(self, piece: Piece, turn: int) -> tuple[NDArray[Any], NDArray[Any]]:
         split, numbers = piece
-        values = self.piece(split, numbers, self.copies(split)[turn])
-        return _standardise(values, moments), self._targets(split, numbers)
+        return self.piece(split, numbers, self.copies(split)[turn]), self._targets(split, numbers)
 
     def _walk(self, rows: RowSet, every: bool) -> Iterator[tuple[str, NDArray[np.int64], Copy | None]]:
         """Pieces in order, with the first or every copy."""
@@ -288,24 +323,25 @@ class Batches:
         self._left: tuple[Tensor, Tensor] | None = None
 
     def cut(self, buffer: Buffer) -> Iterator[tuple[Tensor, Tensor]]:
-        """(batch_size, D) features and (batch_size, ...) targets."""
+        """(batch_size, D) standardised float32 features and (batch_size, ...) targets."""
         index = buffer.index[_on(self._rng.permutation(len(buffer.index)), buffer.index.device)]
         if self._left is not None:
             features, targets = self._left
             wanted = index[: self._batch_size - len(targets)]
-            features = torch.cat([features, buffer.features[wanted]])
-            targets = torch.cat([targets, buffer.targets[wanted]])
+            more, answers = buffer.rows(wanted)
+            features, targets = torch.cat([features, more]), torch.cat([targets, answers])
             index = index[len(wanted) :]
             self._left = None
             if len(targets) < self._batch_size:
                 self._left = features, targets
                 return
-            yield features, targets
+            yield buffer.finish(features), targets
         whole = len(index) - len(index) % self._batch_size
         for places in torch.split(index[:whole], self._batch_size) if whole else ():
-            yield buffer.features[places], buffer.targets[places]
+            features, targets = buffer.rows(places)
+            yield buffer.finish(features), targets
         if whole < len(index):
-            self._left = buffer.features[index[whole:]], buffer.targets[index[whole:]]
+            self._left = buffer.rows(index[whole:])
 
 
 def _plans(
@@ -337,7 +373,3 @@ def _standardise(values: NDArray[Any], moments: Moments) -> NDArray[np.float32]:
 def _on(values: NDArray[Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _arange(n: int, device: torch.device) -> Tensor:
-    return torch.arange(n, device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
 
-from .data import Moments, ProbeData
+from .data import Copy, Moments, ProbeData
 from .heads import Copies, Maker, StackedMLP, build_head
-from .protocol import Protocol, size
+from .protocol import Protocol, RowSet, size
+from .ranks import ALONE, Ranks
 from .scoring import score, score_name
 from .train import Recipe, Trainer, Trial, copy_losses, score_head, train_together
 
@@ -49,6 +50,22 @@ class Material:
         """K, outputs of a head."""
         return len(self.data.targets.names)
 
+    @cached_property
+    def answers(self) -> Moments | None:
+        """Moments of the numbers to predict over the training rows; None for classes and labels.
+
+        In float32, as the numbers are: what a head is trained on and what its outputs mean are then one scale.
+        """
+        if self.data.targets.task != "regress":
+            return None
+        values = np.concatenate([self.data.targets.values[split][rows] for split, rows in self.protocol.moments.items()])
+        known = ~np.isnan(values)
+        number = np.maximum(known.sum(axis=0), 1)
+        mean = np.where(known, values, 0).sum(axis=0, dtype=np.float64) / number
+        scale = np.sqrt(np.square(np.where(known, values - mean, 0)).sum(axis=0) / number).astype(np.float32)
+        scale[scale == 0] = 1.0
+        return Moments(mean.astype(np.float32).astype(np.float64), scale.astype(np.float64))
+
 
 @dataclass(frozen=True)
 class Request:
@@ -79,6 +96,7 @@ class Fit:
         labels: (n, ...) their answers.
         log_odds: whether the scores of classes are log-odds, so that a softmax makes them probabilities.
         weights: of the fitted head, to be saved; none where it has none.
+        answers: moments that undo the scale of the head's outputs, as they are undone in ``scores``; None for no scale.
     """
 
     chosen: Mapping[str, Any]
@@ -86,6 +104,7 @@ class Fit:
     labels: NDArray[Any]
     log_odds: bool = True
     weights: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    answers: Moments | None = None
 
     @property
     def probabilities(self) -> NDArray[np.floating] | None:
@@ -96,7 +115,9 @@ class Fit:
         return values
 
 
-def fit_torch_heads(material: Material, requests: Sequence[Request], device: torch.device, stream_seed: int) -> list[Fit]:
+def fit_torch_heads(
+    material: Material, requests: Sequence[Request], device: torch.device, stream_seed: int, ranks: Ranks = ALONE
+) -> list[Fit]:
     """Fit heads together: every trial of each learning rate and weight decay, in the same passes over the features.
 
     Args:
@@ -104,24 +125,25 @@ def fit_torch_heads(material: Material, requests: Sequence[Request], device: tor
         requests: what to fit.
         device: torch device.
         stream_seed: of the order in which row blocks come, which all heads share.
+        ranks: the processes that do this together; all return the same.
     """
     protocol, data, moments = material.protocol, material.data, material.moments
     task = data.targets.task
     trials = [_trials(request.options) for request in requests]
     judge = partial(_held_out_losses, material)
-    trainers = [_trainer(material, one, own, device, judge) for one, own in zip(requests, trials, strict=True)]
+    trainers = [_trainer(material, one, own, device, ranks, judge) for one, own in zip(requests, trials, strict=True)]
     train_together(trainers, data, protocol.fit, moments, stream_seed, device)
-    chosen = [_choose(material, trainer.head, own) for trainer, own in zip(trainers, trials, strict=True)]
+    chosen = [_choose(material, trainer.head, own, ranks) for trainer, own in zip(trainers, trials, strict=True)]
     for request, trainer, own_choice in zip(requests, trainers, chosen, strict=True):
         best = own_choice["best"]
         if trainer.best_steps[best] < Recipe.of(request.options, size(protocol.fit)).steps:
             own_choice["steps_used"] = trainer.best_steps[best]
         if request.report_best_on_test:
-            outputs, labels = score_head(trainer.head, material.test, protocol.test, moments)
+            outputs, labels = _scored(material, trainer.head, material.test, protocol.test)
             own_choice[f"best_of_grid_on_test_{score_name(task)}"] = max(score(task, copy, labels) for copy in outputs)
     if material.refit:
         again = [
-            _trainer(material, request, [own[own_choice["best"]]], device, stop=own_choice.get("steps_used"))
+            _trainer(material, request, [own[own_choice["best"]]], device, ranks, stop=own_choice.get("steps_used"))
             for request, own, own_choice in zip(requests, trials, chosen, strict=True)
         ]
         train_together(again, data, protocol.refit, moments, stream_seed, device)
@@ -138,6 +160,7 @@ def _trainer(
     request: Request,
     trials: Sequence[Trial],
     device: torch.device,
+    ranks: Ranks,
     judge: Callable[[StackedMLP | Copies], Tensor] | None = None,
     stop: int | None = None,
 ) -> Trainer:
@@ -154,7 +177,7 @@ def _trainer(
         request.seed,
         request.own,
     )
-    return Trainer(head.to(device), trials, recipe, data.targets.task, request.seed, judge)
+    return Trainer(head.to(device), trials, recipe, data.targets.task, request.seed, judge, material.answers, ranks)
 
 
 def _trials(options: Mapping[str, Any]) -> list[Trial]:
@@ -162,15 +185,26 @@ def _trials(options: Mapping[str, Any]) -> list[Trial]:
 
 
 def _held_out_losses(material: Material, head: StackedMLP | Copies) -> Tensor:
-    outputs, targets = score_head(head, material.data, material.protocol.select, material.moments)
-    return copy_losses(torch.from_numpy(outputs), torch.from_numpy(targets), material.data.targets.task)
+    outputs, labels = score_head(head, material.data, material.protocol.select, material.moments)
+    targets = torch.from_numpy(labels)
+    targets = targets if material.answers is None else material.answers.on(targets.device)(targets)
+    return copy_losses(torch.from_numpy(outputs), targets, material.data.targets.task)
 
 
-def _choose(material: Material, head: StackedMLP | Copies, trials: Sequence[Trial]) -> dict[str, Any]:
+def _scored(
+    material: Material, head: StackedMLP | Copies, data: ProbeData, rows: RowSet, copy: Copy | None = None
+) -> tuple[NDArray[np.floating], NDArray[Any]]:
+    """(R, n, K) outputs in the units of the answers, and (n, ...) answers."""
+    outputs, labels = score_head(head, data, rows, material.moments, copy)
+    return outputs if material.answers is None else material.answers.undone(outputs), labels
+
+
+def _choose(material: Material, head: StackedMLP | Copies, trials: Sequence[Trial], ranks: Ranks) -> dict[str, Any]:
     """The best trial by held-out score, as what a result line says of it, and its number."""
     task = material.data.targets.task
-    outputs, labels = score_head(head, material.data, material.protocol.select, material.moments)
-    scores = [score(task, copy, labels) for copy in outputs]
+    outputs, labels = _scored(material, head, material.data, material.protocol.select)
+    own = torch.tensor([score(task, copy, labels) for copy in outputs], dtype=torch.float64)
+    scores = ranks.agreed(own).tolist()
     best = int(np.argmax(scores))
     rate, decay = trials[best]
     rates, decays = zip(*trials, strict=True)
@@ -181,12 +215,11 @@ def _choose(material: Material, head: StackedMLP | Copies, trials: Sequence[Tria
 def _tested(material: Material, head: StackedMLP | Copies, chosen: Mapping[str, Any]) -> Fit:
     split = next(iter(material.protocol.test))
     scored = [
-        score_head(head, material.test, material.protocol.test, material.moments, copy)
-        for copy in material.test.scored_copies(split)
+        _scored(material, head, material.test, material.protocol.test, copy) for copy in material.test.scored_copies(split)
     ]
     weights = {name: value.cpu().numpy() for name, value in head.state(0).items()}
     shown = {name: value for name, value in chosen.items() if name != "best"}
-    return Fit(shown, [outputs[0] for outputs, _ in scored], scored[0][1], True, weights)
+    return Fit(shown, [outputs[0] for outputs, _ in scored], scored[0][1], True, weights, material.answers)
 
 
 def at_edge(value: float, grid: Sequence[float]) -> bool:

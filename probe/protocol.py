@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -20,6 +20,7 @@ _HELD_OUT_SALT = "diffssl-heldout"
 _TEST_SALT = "diffssl-test"
 
 RowSet = Mapping[str, NDArray[np.int64]]  # split -> ascending row numbers
+ReadIds = Callable[[str], NDArray[np.object_]]  # split -> (n,) ids
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def make_protocol(
     limit: int | None,
     refit: bool = True,
     subset: Subset | None = None,
+    ids: ReadIds | None = None,
 ) -> Protocol:
     """Assign rows to roles, the same for all settings.
 
@@ -100,28 +102,27 @@ def make_protocol(
         limit: only the first so many rows of every split.
         refit: whether what was chosen is fitted again on training and held-out rows.
         subset: of the training rows; None for all of them. A val split then chooses only, and is never trained on.
+        ids: reads the ids of a split, for protocols of one store that read them once; None for ``store.ids``.
 
     Raises:
         NothingToProbe: no split to train or test on.
         TooFewRows: no labelled rows, or fewer than two classes.
     """
     splits = used_splits(store)
+    ids = ids or store.ids
     notes: list[str] = []
     usable = {split: _usable(store, keys[split], targets, split, limit, notes) for split in splits}
     train_split, tested = splits[0], splits[-1]
-    train, test = _tested_apart(store, train_split, tested, usable, notes)
+    train, test = _tested_apart(ids, train_split, tested, usable, notes)
     if subset is not None:
-        train, note = choose_rows(subset, store.ids(train_split), targets.values[train_split], train)
+        train, note = choose_rows(subset, ids(train_split), targets.values[train_split], train)
         notes.append(f"{train_split}: {note}")
     if len(splits) == 3:
         fit, selection_split, selection = train, "val", usable["val"]
         notes.append(f"selection: the split val ({len(selection)} rows)")
     else:
-        fit, held_out = _divide(store, train_split, train, HELD_OUT, _HELD_OUT_SALT)
         selection_split = train_split
-        selection = _one_of_each_class(targets.values[train_split], fit, held_out) if targets.task == "classify" else held_out
-        fit = np.setdiff1d(train, selection)
-        notes.append(f"selection: 10 % of the training rows, by a salted hash of the id ({len(selection)} rows)")
+        fit, selection = _held_out(ids, targets, train_split, train, notes)
     everything = {train_split: train}
     if selection_split != train_split and subset is None:  # few shots are few in the final fit too
         everything["val"] = selection
@@ -162,7 +163,7 @@ def scored_rows(
     if store.data_id(split) in trained:
         if split != "all":
             raise TooFewRows(f"{store.path}: the heads were trained or chosen on the samples of its split {split}")
-        _, rows = _divide(store, split, rows, TEST, _TEST_SALT)
+        _, rows = _divide(store.ids, split, rows, TEST, _TEST_SALT)
         notes.append("the heads were trained on the same samples: the fifth of them that is kept for testing is scored")
     if not len(rows):
         raise TooFewRows(f"{store.path}: no row of {split} has a label that the heads know; classes are matched by name")
@@ -189,12 +190,12 @@ def _usable(
 
 
 def _tested_apart(
-    store: FeatureStore, train_split: str, tested: str, usable: Mapping[str, NDArray[np.int64]], notes: list[str]
+    ids: ReadIds, train_split: str, tested: str, usable: Mapping[str, NDArray[np.int64]], notes: list[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to train and select on, and rows to test on; what was tested on is noted."""
     train, test = usable[train_split], usable[tested]
     if train_split == tested:
-        train, test = _divide(store, train_split, train, TEST, _TEST_SALT)
+        train, test = _divide(ids, train_split, train, TEST, _TEST_SALT)
         notes.append(f"test: a fifth of {train_split}, by a salted hash of the id ({len(test)} rows)")
     elif tested == "val":
         notes.append(f"test: the split val, since there is no test ({len(test)} rows)")
@@ -203,11 +204,23 @@ def _tested_apart(
     return train, test
 
 
+def _held_out(
+    ids: ReadIds, targets: Targets, split: str, train: NDArray[np.int64], notes: list[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Training rows to fit and to select on; which is noted."""
+    fit, selection = _divide(ids, split, train, HELD_OUT, _HELD_OUT_SALT)
+    if targets.task == "classify":
+        selection = _one_of_each_class(targets.values[split], fit, selection)
+        fit = np.setdiff1d(train, selection)
+    notes.append(f"selection: 10 % of the training rows, by a salted hash of the id ({len(selection)} rows)")
+    return fit, selection
+
+
 def _divide(
-    store: FeatureStore, split: str, rows: NDArray[np.int64], fraction: float, salt: str
+    ids: ReadIds, split: str, rows: NDArray[np.int64], fraction: float, salt: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(rest, chosen) rows, by the salted hash of their ids."""
-    chosen = salted_fractions(store.ids(split)[rows], salt) < fraction
+    chosen = salted_fractions(ids(split)[rows], salt) < fraction
     return rows[~chosen], rows[chosen]
 
 

@@ -28,6 +28,7 @@ from .targets import Targets
 from .train import score_head
 
 _MEAN, _SCALE = "moments.mean", "moments.scale"
+_ANSWERS_MEAN, _ANSWERS_SCALE = "answers.mean", "answers.scale"
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class SavedHead:
         about: the result line of its fit, ``identity`` of the features, ``names`` and ``task`` of the targets, ``shapes``.
         weights: as :attr:`diffssl.probe.fit.Fit.weights`.
         moments: that features are standardised with.
+        answers: that undo the scale of its outputs; None where they have none.
     """
 
     path: Path
     about: Mapping[str, Any]
     weights: Mapping[str, NDArray[Any]]
     moments: Moments
+    answers: Moments | None = None
 
     @property
     def keys(self) -> list[FeatureKey]:
@@ -70,7 +73,7 @@ class SavedHead:
         made = build_head(head, shapes, timesteps, len(self.about["names"]), 1, options, 0, self._maker(head, options))
         made.load(0, {name: torch.from_numpy(value.copy()) for name, value in self.weights.items()})
         outputs, labels = score_head(made.to(device), data, rows, self.moments)
-        return outputs[0], labels
+        return outputs[0] if self.answers is None else self.answers.undone(outputs[0]), labels
 
     def _maker(self, head: str, options: Mapping[str, Any]) -> Maker | None:
         """What makes a user's own head. Raises ``ProbeError`` unless its file is what it was."""
@@ -106,7 +109,10 @@ def save_head(
         "log_odds": fitted.log_odds,
     }
     tensors = {name: np.asarray(value, order="C") for name, value in fitted.weights.items()}  # single numbers stay such
-    content = save(tensors | {_MEAN: moments.mean, _SCALE: moments.scale}, {"diffssl": canonical_json(about).decode()})
+    tensors |= {_MEAN: moments.mean, _SCALE: moments.scale}
+    if fitted.answers is not None:
+        tensors |= {_ANSWERS_MEAN: fitted.answers.mean, _ANSWERS_SCALE: fitted.answers.scale}
+    content = save(tensors, {"diffssl": canonical_json(about).decode()})
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{uuid.uuid4().hex}"
     temporary.write_bytes(content)
@@ -122,9 +128,11 @@ def load_heads(folder: Path) -> list[SavedHead]:
                 about = json.loads((file.metadata() or {})["diffssl"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             moments = Moments(weights.pop(_MEAN), weights.pop(_SCALE))
+            scaled = _ANSWERS_MEAN in weights
+            answers = Moments(weights.pop(_ANSWERS_MEAN), weights.pop(_ANSWERS_SCALE)) if scaled else None
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ProbeError(f"{path}: cannot be read as a saved head ({error!r}); fit it again with --save-head") from error
-        found.append(SavedHead(path, about, weights, moments))
+        found.append(SavedHead(path, about, weights, moments, answers))
     if not found:
         raise ProbeError(f"{folder}: there are no saved heads; diffssl-probe --save-head {folder} keeps them")
     return found

@@ -161,6 +161,8 @@ class ProbeSpec:
             value = getattr(self, name)
             if value is not None and (name in options or (name == "steps" and "epochs" in options)):
                 options[name] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        if self.task == "regress" and head not in NUMPY_HEADS:
+            options["answers"] = "standardised"  # said where it is so, so that other fits keep their keys
         if own:
             options["code_sha256"] = sha256(own[0].read_bytes()).hexdigest()
         return options

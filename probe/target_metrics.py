@@ -12,6 +12,8 @@ from scipy import sparse
 from .bootstrap import Metrics, mean_of_ratios, with_intervals
 from .errors import TooFewRows
 
+_STRIP = 8  # rows of a strip of running sums
+
 
 def multilabel_metrics(
     scores: NDArray[np.floating], targets: NDArray[np.floating] | NDArray[np.integer], rng: np.random.Generator
@@ -34,22 +36,23 @@ def multilabel_metrics(
     if not np.isin(targets[known], (0, 1)).all():
         raise ValueError(f"targets of labels are 0 or 1, got {np.setdiff1d(targets[known], (0, 1))[:5].tolist()}")
     columns = [_segments(scores[rows, k], targets[rows, k] > 0, rows) for k, rows in enumerate(known.T)]
-    columns = [pair for pair in columns if pair[0].shape[0]]
+    columns = [column for column in columns if column.shape[0]]
     if not columns:
         raise TooFewRows(f"none of the {targets.shape[1]} labels has a positive among the {len(targets)} rows")
+    whole = columns[0].dtype
 
     def statistics(counts: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
-        total, number = np.zeros((2, counts.shape[1]))
-        for positive, every in columns:
-            gained = positive @ counts
-            precision = np.cumsum(gained, axis=0)
-            found = precision[-1].copy()
-            shown = every @ counts
-            np.maximum(np.cumsum(shown, axis=0, out=shown), 1, out=shown)  # where nothing is shown, nothing is found
-            precision /= shown
-            there = found > 0
+        resamples = counts.shape[1]
+        total, number = np.zeros((2, resamples))
+        drawn = counts.astype(whole)
+        for column in columns:
+            sums = (column @ drawn).reshape(-1, 2 * resamples)  # of a segment: positives, then all rows, of each resample
+            gained = sums[:, :resamples].astype(np.float64)
+            _add_up(sums)
+            found = sums[-1, :resamples]
+            precision = sums[:, :resamples] / np.maximum(sums[:, resamples:], 1)  # where nothing is shown, nothing is found
             total += np.einsum("jb,jb->b", gained, precision) / np.maximum(found, 1)
-            number += there
+            number += found > 0
         return {"map": np.divide(total, number, out=np.full(len(number), np.nan), where=number > 0)}
 
     return with_intervals(statistics, len(targets), rng) | {"map_labels": len(columns)}
@@ -108,23 +111,38 @@ def _known(predictions: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_
     return np.asarray(~np.isnan(targets))
 
 
-def _segments(scores: NDArray[np.floating], positive: NDArray[np.bool_], rows: NDArray[np.bool_]) -> tuple[Any, Any]:
-    """(J, n) sparse 0/1 of one label: the positives, and all rows, between its J thresholds.
+def _segments(scores: NDArray[np.floating], positive: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Any:
+    """(2 J, n) sparse 0/1 of one label: the positives, and all rows, between its J thresholds, in turns.
 
     Only scores of positives matter as thresholds, since recall grows at no other. Segment j has the rows at or above
-    threshold j (descending) and below the one before.
+    threshold j (descending) and below the one before. In whole numbers as small as the number of rows allows, which is most
+    of the speed.
 
     Args:
         scores: (m,) of the rows that are known.
         positive: (m,) whether they have the label.
         rows: (n,) which rows are known.
     """
-    ascending = np.unique(-np.where(np.isnan(scores), -np.inf, scores)[positive])
-    segment = np.searchsorted(ascending, -np.where(np.isnan(scores), -np.inf, scores))
+    descending = -np.where(np.isnan(scores), -np.inf, scores)
+    thresholds = np.unique(descending[positive])
+    segment = np.searchsorted(thresholds, descending)
     number = np.flatnonzero(rows)
+    shown = segment < len(thresholds)
+    place = np.concatenate([2 * segment[positive], 2 * segment[shown] + 1])
+    every = np.concatenate([number[positive], number[shown]])
+    dtype = np.int16 if len(rows) <= np.iinfo(np.int16).max else np.int32
+    return sparse.csr_array((np.ones(len(place), dtype), (place, every)), shape=(2 * len(thresholds), len(rows)))
 
-    def matrix(which: NDArray[np.bool_]) -> Any:
-        place = (segment[which], number[which])
-        return sparse.csr_array((np.ones(len(place[0])), place), shape=(len(ascending), len(rows)))
 
-    return matrix(positive), matrix(segment < len(ascending))
+def _add_up(sums: NDArray[np.integer]) -> None:
+    """Running sums of (J, b) whole numbers down the columns, in place: a step in all strips at once, then strip after strip.
+
+    As ``np.cumsum``, which walks down one column after the other and so through memory in leaps.
+    """
+    whole = len(sums) // _STRIP * _STRIP
+    strips = sums[:whole].reshape(-1, _STRIP, sums.shape[1])
+    for row in range(1, _STRIP):
+        strips[:, row] += strips[:, row - 1]
+    strips[1:] += np.cumsum(strips[:-1, -1], axis=0, dtype=sums.dtype)[:, None]
+    for row in range(max(whole, 1), len(sums)):
+        sums[row] += sums[row - 1]

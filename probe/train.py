@@ -19,6 +19,7 @@ from .errors import ProbeError
 from .heads import Copies, StackedMLP
 from .optim import CopiesOptimiser, Optimiser, StackedAdamW, StackedSGD
 from .protocol import RowSet
+from .ranks import ALONE, Ranks
 
 _SCORED = 512  # rows that a head of maps scores at once
 
@@ -87,6 +88,11 @@ class Trainer:
         task: see :class:`~diffssl.probe.targets.Targets`.
         seed: of the order of rows, and of whatever the head itself draws.
         judge: (R,) held-out loss of each copy.
+        answers: moments that the answers are standardised with; None to take them as they are.
+        ranks: the processes that train it together.
+
+    Raises:
+        ProbeError: the ranks cannot train it together.
     """
 
     def __init__(
@@ -97,15 +103,20 @@ class Trainer:
         task: str,
         seed: int,
         judge: Callable[[StackedMLP | Copies], Tensor] | None = None,
+        answers: Moments | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        ranks.start(head, recipe.batch_size)
         self.head = head
         self._device = next(head.parameters()).device
+        self._answers = None if answers is None else answers.on(self._device)
+        self._ranks = ranks
         self._optimiser = _optimiser(head, trials, recipe)
         self._recipe = recipe
         self._task = task
         self._judge = judge if recipe.evaluate_every else None
         self._batches = Batches(recipe.batch_size, np.random.default_rng(seed))
-        self._random = _Random(seed, self._device)
+        self._random = _Random(seed + ranks.rank, self._device)  # each rank drops out other units
         self._step = 0
         self._looks_since_best = 0
         self._best: list[tuple[float, int, dict[str, Tensor]] | None] = [None] * len(trials)
@@ -136,8 +147,13 @@ class Trainer:
 
     def _train(self, features: Tensor, targets: Tensor) -> None:
         self.head.train()
-        loss = copy_losses(self.head(features), targets, self._task).sum()  # each copy gets the gradient of its own loss
+        targets = targets if self._answers is None else self._answers(targets)
+        own = self._ranks.share(len(targets))
+        batch = None if self._ranks.alone else targets
+        # Each copy gets the gradient of its own loss.
+        loss = copy_losses(self.head(features[own]), targets[own], self._task, batch).sum()
         loss.backward()  # type: ignore[no-untyped-call]
+        self._ranks.add_gradients(self.head)
         self._optimiser.step(self._recipe.factor(self._step))
         self._step += 1
         if self._judge is not None and (self._step % (self._recipe.evaluate_every or 1) == 0 or self.done):
@@ -145,7 +161,7 @@ class Trainer:
 
     def _look(self, judge: Callable[[StackedMLP | Copies], Tensor]) -> None:
         self._looks_since_best += 1
-        for copy, loss in enumerate(judge(self.head).tolist()):
+        for copy, loss in enumerate(self._ranks.agreed(judge(self.head)).tolist()):
             best = self._best[copy]
             if math.isfinite(loss) and (best is None or loss < best[0]):
                 state = {name: value.detach().clone() for name, value in self.head.state(copy).items()}
@@ -175,25 +191,28 @@ def train_together(
         trainer.finish()
 
 
-def copy_losses(outputs: Tensor, targets: Tensor, task: str) -> Tensor:
+def copy_losses(outputs: Tensor, targets: Tensor, task: str, batch: Tensor | None = None) -> Tensor:
     """(R,) mean loss of each copy: cross-entropy, binary cross-entropy or squared error, of what is known.
 
     Args:
         outputs: (R, n, K).
         targets: (n,) class numbers, or (n, K) with NaN where unknown.
         task: see :class:`~diffssl.probe.targets.Targets`.
+        batch: (m, ...) targets of the batch that these rows are a part of: its parts' losses add up to its mean.
     """
     copies = len(outputs)
     if task == "classify":
         losses = F.cross_entropy(outputs.flatten(0, 1), targets.expand(copies, -1).flatten(), reduction="none")
-        return losses.view(copies, -1).mean(dim=1)
+        each = losses.view(copies, -1)
+        return each.mean(dim=1) if batch is None else each.sum(dim=1) / len(batch)
     known = ~torch.isnan(targets)
     wanted = torch.where(known, targets, 0.0).expand_as(outputs)
     if task == "multilabel":
         losses = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
     else:
         losses = (outputs - wanted).square()
-    return (losses * known).sum(dim=(1, 2)) / known.sum()
+    answers = known.sum() if batch is None else (~torch.isnan(batch)).sum()
+    return (losses * known).sum(dim=(1, 2)) / answers
 
 
 @torch.inference_mode()

@@ -108,13 +108,16 @@ def test_samples_that_were_trained_on(make_maps: MakeStore, fits: Fits, tmp_path
 def test_numbers_from_a_file(store: FeatureStore, fits: Fits, tmp_path: Path) -> None:
     path = tmp_path / "numbers.csv"
     values = {
-        name: store.read(KEYS[0], split)[row, 0, 0, 0] for split in store.splits for row, name in enumerate(store.ids(split))
+        name: 1e4 + 500 * store.read(KEYS[0], split)[row, 0, 0, 0].astype(float)
+        for split in store.splits
+        for row, name in enumerate(store.ids(split))
     }
     path.write_text("id,first\n" + "".join(f"{name},{value}\n" for name, value in values.items()))
     options: dict[str, Any] = {"labels": path, "task": "regress", "blocks": {1: set()}}
     (result,) = fits(store, "linear", save_heads=tmp_path / "heads", learning_rates=[0.1], steps=100, **options)
     (found,), lines = applied(tmp_path / "heads", store, labels=path, task="regress")
     assert found["test_r2"] == result["test_r2"] > 0.9
+    assert found["test_rmse"] == result["test_rmse"] > 1  # in units of the file
     assert "test R2" in " ".join(lines)
 
 

@@ -235,16 +235,68 @@ def test_scores_are_log_odds(make_store: MakeStore, head: str) -> None:
     assert Fit({}, fitted.scores, np.zeros((130, 4))).probabilities is None
 
 
+def numbers_data(store: FeatureStore, scale: float = 1.0, offset: float = 0.0, weights: Any = None) -> ProbeData:
+    """Two numbers that are linear in the features."""
+    weights = np.random.default_rng(0).normal(size=(8, 2)) if weights is None else weights
+    values = {split: (scale * (store.xy(KEY, split)[0] @ weights) + offset).astype(np.float32) for split in used_splits(store)}
+    return ProbeData(store, [KEY], Targets("regress", ["a", "b"], values, "file"))
+
+
+def numbers_protocol(store: FeatureStore, data: ProbeData) -> Protocol:
+    return make_protocol(store, {"train": [KEY], "test": [KEY]}, data.targets, None)
+
+
 @pytest.mark.parametrize("head", ["linear", "mlp"])
-def test_numbers_are_learnt(make_store: MakeStore, head: str) -> None:
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e4, 1e6), (1e-3, 5.0)])
+def test_numbers_are_learnt_whatever_their_scale(make_store: MakeStore, head: str, scale: float, offset: float) -> None:
     store = make_store({"train": 400, "test": 130})
-    weights = np.random.default_rng(0).normal(size=(8, 2))
-    values = {split: (store.xy(KEY, split)[0] @ weights).astype(np.float32) for split in store.splits}
-    targets = Targets("regress", ["a", "b"], values, "file")
-    data = ProbeData(store, [KEY], targets)
-    protocol = make_protocol(store, {"train": [KEY], "test": [KEY]}, targets, None)
-    fitted = fit(data, protocol, head, steps=200)
+    data = numbers_data(store, scale, offset)
+    fitted = fit(data, numbers_protocol(store, data), head, steps=200)
     assert fitted.chosen["val_r2"] == max(fitted.chosen["val_r2_grid"]) > 0.9
-    error = ((fitted.scores[0] - fitted.labels) ** 2).mean() / fitted.labels.var()
-    assert error < 0.1
+    error = ((fitted.scores[0] - fitted.labels) ** 2).mean(axis=0) / fitted.labels.var(axis=0)
+    assert error.max() < 0.1
     assert fitted.probabilities is None
+
+
+@REFIT
+def test_a_scale_of_the_numbers_is_one_of_the_predictions(make_store: MakeStore, refit: bool) -> None:
+    """By powers of two, which nothing rounds: bit for bit."""
+    store = make_store({"train": 200, "test": 130})
+    one, other = (
+        fit(data, numbers_protocol(store, data), "linear", refit=refit)
+        for data in (numbers_data(store), numbers_data(store, 2.0**10))
+    )
+    assert np.array_equal(2.0**10 * one.scores[0], other.scores[0])
+    assert one.chosen == other.chosen
+    for name, value in one.weights.items():
+        assert np.array_equal(value, other.weights[name])
+
+
+def test_the_scale_of_the_numbers_is_that_of_the_training_rows(make_store: MakeStore) -> None:
+    """What is not known is left out; a number that never changes, or is never known, has no deviation."""
+    store = make_store({"train": 200, "test": 130})
+    values = {
+        split: np.random.default_rng(0).normal(size=(store.n_rows(split), 4)).astype(np.float32) for split in store.splits
+    }
+    values["train"][:50, 0] = np.nan
+    values["train"][:, 1] = 0.1
+    values["train"][:, 2] = np.nan
+    values["test"] += 1000
+    data = ProbeData(store, [KEY], Targets("regress", list("abcd"), values, "file"))
+    answers = material_of(data, numbers_protocol(store, data)).answers
+    assert answers is not None
+    expected = values["train"][50:, 0].astype(np.float64)
+    np.testing.assert_allclose((answers.mean[0], answers.scale[0]), (expected.mean(), expected.std()), rtol=1e-6)
+    assert (answers.mean[1], answers.scale[1]) == (np.float32(0.1), 1)
+    assert (answers.mean[2], answers.scale[2]) == (0, 1)
+    assert np.array_equal(answers.mean, answers.mean.astype(np.float32))
+    assert material_of(data_of(store), assign(store)).answers is None
+
+
+def test_a_number_that_never_changes_is_predicted(make_store: MakeStore) -> None:
+    store = make_store({"train": 400, "test": 130})
+    weights = np.random.default_rng(0).normal(size=(8, 2)) * [1, 0]
+    data = numbers_data(store, 1.0, 7.0, weights)
+    fitted = fit(data, numbers_protocol(store, data), "linear", steps=200)
+    assert np.abs(fitted.scores[0][:, 1] - 7).max() < 0.1
+    assert np.abs(fitted.scores[0][:, 0] - fitted.labels[:, 0]).max() < 1

@@ -172,6 +172,17 @@ def test_options_of_a_head_are_what_changes_its_fits_and_nothing_else(change: di
     assert [head for head in HEADS if before.head_options(head) != after.head_options(head)] == heads
 
 
+def test_what_is_done_to_numbers_is_said_of_the_heads_and_the_task_that_it_is_done_for() -> None:
+    heads = ["linear", "mlp", "attention", "ridge"]
+    numbers, labels = (ProbeSpec(STORE, heads, labels=Path("l.csv"), task=task) for task in ("regress", "multilabel"))
+    assert {head: numbers.head_options(head).get("answers") for head in heads} == dict.fromkeys(heads[:3], "standardised") | {
+        "ridge": None
+    }
+    for head in heads:
+        assert labels.head_options(head) == ProbeSpec(STORE, heads).head_options(head)
+        assert "answers" not in labels.head_options(head)
+
+
 @pytest.mark.parametrize("head", TORCH)
 def test_a_head_has_rates_and_steps_of_its_own_unless_told(head: str) -> None:
     options = ProbeSpec(STORE, [head]).head_options(head)

@@ -146,9 +146,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     made: list[tuple[str, str, int]] = []
     fit = diffssl.probe.study._fit
 
-    def watch(study: Any, material: Any, fits: Any) -> Any:
+    def watch(study: Any, material: Any, fits: Any, ranks: Any) -> Any:
         made.extend((one["setting"], one["head"], one["seed"]) for one in fits)
-        return fit(study, material, fits)
+        return fit(study, material, fits, ranks)
 
     monkeypatch.setattr(diffssl.probe.study, "_fit", watch)
     return made

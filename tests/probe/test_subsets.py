@@ -142,3 +142,18 @@ def test_with_a_val_split_one_shot_is_enough(make_maps: MakeStore, fits: Fits) -
     assert protocol.moments.keys() == {"train"}
     (plain,) = fits(store, "linear")
     assert plain["n_train"] == 140
+
+
+def test_all_subsets_of_a_run_read_the_ids_once(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    read = FeatureStore.ids
+
+    def watch(self: FeatureStore, split: str) -> NDArray[np.object_]:
+        asked.append(split)
+        return read(self, split)
+
+    store = make_store({"train": 200, "test": 60})
+    monkeypatch.setattr(FeatureStore, "ids", watch)
+    study = prepare(ProbeSpec(store.path, ["linear"], shots=[2, 5, 10], fraction=[0.5], repeats=3), lambda _: None)
+    assert len(study.groups) == 12
+    assert sorted(asked) == ["test", "train"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,10 @@ def run_section(stores: Sequence[FeatureStore], results: Mapping[str, Sequence[R
     parts.append(Table("Fits", header, fits, digits=1))
     parts.append(Words("To run it again:"))
     commands = [own for store in stores for own in _commands(store)]
-    commands += [_probe(folder, lines) for folder, lines in results.items()]
+    paths = {store.feature_id: store.path for store in stores}
+    commands += [
+        _probe(paths.get(lines[0].get("feature_id", ""), stores[0].path), folder, lines) for folder, lines in results.items()
+    ]
     parts.append(Words("\n".join(dict.fromkeys([*commands, command])), "code"))
     return Section("What was run", parts)
 
@@ -119,6 +123,6 @@ def _commands(store: FeatureStore) -> list[str]:
     return list(dict.fromkeys(command for command in found if command))
 
 
-def _probe(folder: str, lines: Sequence[Result]) -> str:
+def _probe(store: str, folder: str, lines: Sequence[Result]) -> str:
     heads = ",".join(dict.fromkeys(line["head"] for line in lines))
-    return f"diffssl-probe --head {heads} --out {folder}"
+    return shlex.join(["diffssl-probe", "--store", store, "--head", heads, "--out", folder])

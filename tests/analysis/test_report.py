@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffssl.analysis.cli import main
@@ -16,10 +17,9 @@ from diffssl.analysis.table import NoResults
 from diffssl.probe import ProbeSpec, Results
 from diffssl.probe.study import probe
 from diffssl.store import FeatureKey, FeatureStore
-from numpy.typing import NDArray
 
 Build = Callable[..., FeatureStore]
-AddPictures = Callable[..., "NDArray[object]"]
+AddPictures = Callable[..., Any]
 
 EVIL = "<script>alert(1)</script>"
 SECTIONS = [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,10 @@ def test_similarity_has_numbers_where_they_can_be_read(store: FeatureStore, sett
 
 
 def test_statistics_without_a_value_anywhere_are_no_column() -> None:
-    rows = [{"block": 1, "fisher_ratio": None, "noise_share": None}, {"block": 2, "fisher_ratio": 0.5, "noise_share": None}]
+    rows: list[dict[str, Any]] = [
+        {"block": 1, "fisher_ratio": None, "noise_share": None},
+        {"block": 2, "fisher_ratio": 0.5, "noise_share": None},
+    ]
     (table,) = statistics_section(rows).parts
     assert isinstance(table, Table)
     assert table.header == ["block", "fisher ratio"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..store import FeatureKey, FeatureStore, StoreHeader, ThumbnailKey
 from ..store.describe import human_bytes
+from ..store.key import ArrayKey
 from ..store.layout import block_range
 from ..store.shard import shard_file_bytes
 from .sources import ALL
@@ -142,8 +143,9 @@ def _written(work: Sequence[Work], header: StoreHeader, rows: Mapping[str, int])
     n_bytes = files = 0
     arrays: set[tuple[str, str]] = set()
     for item in work:
-        settings = [key for keys in item.keys.values() for key in keys]
-        for key in [*settings, *([] if item.thumbnails is None else [item.thumbnails])]:
+        written: list[ArrayKey] = [key for keys in item.keys.values() for key in keys]
+        written += [] if item.thumbnails is None else [item.thumbnails]
+        for key in written:
             layout = header.layout(key, rows[item.split])
             shards = layout.shards_of(item.row_block)
             n_bytes += sum(shard_file_bytes(layout, shard) for shard in shards)
@@ -214,7 +216,7 @@ def _missing(store: FeatureStore | None, work: Work) -> Work:
     if store is None:
         return work
 
-    def lacks(key: FeatureKey | ThumbnailKey) -> bool:
+    def lacks(key: ArrayKey) -> bool:
         return work.row_block not in store.journal.row_blocks(work.split, key)
 
     keys = _by_step(key for step_keys in work.keys.values() for key in step_keys if lacks(key))

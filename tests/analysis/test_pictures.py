@@ -19,9 +19,10 @@ def low_rank(key: FeatureKey, _: str, labels: NDArray[np.int32]) -> NDArray[Any]
     """Maps with three directions of clearly different strength, a far mean and a little noise."""
     rng = np.random.default_rng([len(labels), key.block])
     axes = np.linalg.qr(rng.normal(size=(8, 8)))[0][:3]
-    side = key.pool
+    side = int(key.pool)
     values = rng.normal(size=(len(labels), side, side, 3)) * [9, 4, 2] @ axes + 20
-    return (values + 0.01 * rng.normal(size=values.shape)).transpose(0, 3, 1, 2)
+    noisy: NDArray[Any] = (values + 0.01 * rng.normal(size=values.shape)).transpose(0, 3, 1, 2)
+    return noisy
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_axes_are_those_of_sklearn(store: FeatureStore) -> None:
 
 
 def test_colours_are_values_on_the_axes(store: FeatureStore) -> None:
-    rows = [150, 4]
+    rows = [151, 4]
     pictures = pca_images(store, [KEY, SMALL], "all", rows, fit_rows=100)
     assert {key: picture.shape for key, picture in pictures.items()} == {KEY: (2, 4, 4, 3), SMALL: (2, 2, 2, 3)}
     assert all(picture.dtype == np.uint8 for picture in pictures.values())

@@ -220,6 +220,7 @@ def test_parts_and_workers(make_spec: MakeSpec, run_extract: RunExtract, tmp_pat
     with local_cluster(2, 0) as client:
         spec = make_spec(**ALONE, thumbnails=8, store=tmp_path / "dask.zarr")
         lines: list[str] = []
+        assert client.scheduler is not None
         extract(spec, lines.append, dask=client.scheduler.address)
     assert lines[-1].startswith("72 thumbnails in ")
     assert images_of(files_of(tmp_path / "dask.zarr")) == images_of(files_of(Path(whole.path)))

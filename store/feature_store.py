@@ -213,9 +213,8 @@ class FeatureStore:
             UnknownFeatures: a setting is not in the store.
             IncompleteFeatures: some of its rows are not.
         """
-        known = self.journal.arrays(split)
         for key in keys:
-            if key not in known:
+            if not self.journal.row_blocks(split, key):
                 names = "; ".join(grids(self.keys(split))) or "none yet"
                 raise UnknownFeatures(self.path, f"{split} has no features of {key}; it has: {names}")
         size = self.header.row_block

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store import FeatureKey, FeatureStore
-from .pictures import check_rows
+from .pictures import NoPicture, check_rows
 from .pieces import read_pieces, read_rows
 
 _CONSTANT = 1e-10  # of the mean: a deviation below is rounding
@@ -34,14 +34,16 @@ def nearest(
         (q, k) int64 row numbers, the most similar first, ties by row number; and their (q, k) similarities in [-1, 1].
 
     Raises:
-        ValueError: there are not so many other rows.
-        NoPicture: a query was left out.
+        ValueError: ``k`` is below 1.
+        NoPicture: there are not so many other rows, or a query was left out.
         UnknownFeatures, IncompleteFeatures, CorruptStore: as ``FeatureStore.read``.
     """
     rows = range(store.wanted_rows([key], split))
     there = len(rows) - sum(row in rows for row in store.journal.left_out(split, key))
-    if not 1 <= k < there:
-        raise ValueError(f"k must be from 1 to {there - 1}, the other rows of {split} that have features at {key}, got {k}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if k >= there:
+        raise NoPicture(f"{split} has {there} rows with features at {key}, so an image has no {k} neighbours; ask for fewer")
     check_rows(store, [key], split, query_rows)
     mean, scale = _moments(store, key, split, rows)
     queries = _directions(_pooled(read_rows(store, key, split, list(query_rows))), mean, scale)

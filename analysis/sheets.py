@@ -119,7 +119,7 @@ def neighbour_sheet(store: FeatureStore, keys: Sequence[FeatureKey], split: str,
             lines[_setting_name(key)] = line
         strips.append(Strip(images[i], lines))
     shares = "; ".join(f"{_short_name(key)}: {np.mean(own):.0%}" for key, own in hits.items() if own)
-    framed = f" Green frame: the class of the image at the left. Of all here, {shares}." if shares else ""
+    framed = f" Green frame: the class of the image at the left. Their share: {shares}." if shares else ""
     return Sheet(
         f"Nearest neighbours: {store.header.model}, {split}",
         "Below each: class, and cosine similarity of standardised features averaged over the map, among "

@@ -139,7 +139,7 @@ class Pipeline:
         ids: list[str] = self._splits[item.split].ids[item.rows.start : item.rows.stop].tolist()
         if item.thumbnails is not None:
             self._writes.append(self._writer.submit(self._keep_thumbnails, item, item.thumbnails, ids, batches))
-            if not self._side_by_side:
+            if not self._side_by_side or not item.keys:  # else images of many row blocks would wait for the writer
                 self._settle(0)
         writers = {
             timestep: UnitWriter(self._store, item.split, item.row_block, keys, ids) for timestep, keys in item.keys.items()

@@ -143,10 +143,9 @@ def _written(work: Sequence[Work], header: StoreHeader, rows: Mapping[str, int])
     n_bytes = files = 0
     arrays: set[tuple[str, str]] = set()
     for item in work:
-        own: list[ArrayKey] = [key for keys in item.keys.values() for key in keys]
-        if item.thumbnails is not None:
-            own.append(item.thumbnails)
-        for key in own:
+        written: list[ArrayKey] = [key for keys in item.keys.values() for key in keys]
+        written += [] if item.thumbnails is None else [item.thumbnails]
+        for key in written:
             layout = header.layout(key, rows[item.split])
             shards = layout.shards_of(item.row_block)
             n_bytes += sum(shard_file_bytes(layout, shard) for shard in shards)
@@ -217,7 +216,7 @@ def _missing(store: FeatureStore | None, work: Work) -> Work:
     if store is None:
         return work
 
-    def lacks(key: FeatureKey | ThumbnailKey) -> bool:
+    def lacks(key: ArrayKey) -> bool:
         return work.row_block not in store.journal.row_blocks(work.split, key)
 
     keys = _by_step(key for step_keys in work.keys.values() for key in step_keys if lacks(key))

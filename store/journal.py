@@ -135,16 +135,17 @@ class Journal:
 
     def keys(self, split: str) -> list[FeatureKey]:
         """Settings of a split that have at least one commit."""
-        return sorted((key for key in self._arrays(split) if isinstance(key, FeatureKey)), key=lambda key: key.order)
+        return [key for key in self.arrays(split) if isinstance(key, FeatureKey)]
 
     def thumbnail(self, split: str) -> ThumbnailKey | None:
         """Thumbnails of a split, if they have at least one commit; all commits have one size, which is asked before."""
-        return next((key for key in self._arrays(split) if isinstance(key, ThumbnailKey)), None)
+        return next((key for key in self.arrays(split) if isinstance(key, ThumbnailKey)), None)
 
     def arrays(self, split: str) -> list[ArrayKey]:
         """All of a split that has at least one commit: settings, sorted, then thumbnails."""
-        thumbnail = self.thumbnail(split)
-        return [*self.keys(split), *([] if thumbnail is None else [thumbnail])]
+        found = [array_key(path) for path in self._checksums.get(split, {})]
+        settings = sorted((key for key in found if isinstance(key, FeatureKey)), key=lambda key: key.order)
+        return [*settings, *(key for key in found if isinstance(key, ThumbnailKey))]
 
     def row_blocks(self, split: str, key: ArrayKey) -> dict[int, list[set[str]]]:
         """Committed row blocks of an array -> for each of their shards, the checksums it may have."""
@@ -165,9 +166,6 @@ class Journal:
     def commits(self) -> int:
         """Number of commits read so far."""
         return len(self._seen)
-
-    def _arrays(self, split: str) -> list[ArrayKey]:
-        return [array_key(path) for path in self._checksums.get(split, {})]
 
     def _read_all(self, names: Sequence[str]) -> Iterator[tuple[str, Commit]]:
         """Read commits side by side; those that were removed meanwhile are left out."""

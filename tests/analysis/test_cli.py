@@ -326,6 +326,86 @@ def test_costs_of_older_results_come_from_the_store(probed: FeatureStore, tmp_pa
     assert "cheapest of the" in CliRunner().invoke(group, ["compare", str(old.folder), "--store", probed.path]).stdout
 
 
+@pytest.fixture
+def pictured(make_store: MakeStore, add_pictures: Callable[..., Any]) -> FeatureStore:
+    """Two blocks with maps, at two timesteps, with thumbnails of both splits."""
+    keys = [FeatureKey(block, step, pool) for block in (1, 2) for step in (10, 90) for pool in (1, 4)]
+    store = make_store({"train": 80, "test": 70}, keys, name="feats.zarr", left_out={keys[0]: ["c00/test-00000.png"]})
+    for split in ("train", "test"):
+        add_pictures(store.path, split)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["pictures"], "6 images, 4 settings in pictures.png"),
+        (["pictures", "--blocks", "2@4", "--timesteps", "90", "--n", "2"], "2 images, 1 settings in pictures.png"),
+        (["pictures", "--split", "train", "--id", "c01/train-00001.png"], "1 images, 4 settings in pictures.png"),
+        (["neighbours"], "6 images, 2 settings in neighbours.png"),
+        (["neighbours", "--k", "3", "--blocks", "1,2", "--timesteps", "10,90"], "6 images, 4 settings in neighbours.png"),
+    ],
+    ids=str,
+)
+def test_pictures_of_a_store(
+    pictured: FeatureStore,
+    program: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    monkeypatch.chdir(Path(pictured.path).parent)
+    assert program(main, *arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    with Image.open(f"{arguments[0]}.png") as image:
+        assert min(image.size) > 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pictures", "--pools", "1"], "has no maps of at least 2x2 among 4 settings"),
+        (["pictures", "--id", "dog.png"], "test of feats.zarr has no image 'dog.png'; it has "),
+        (["pictures", "--id", "c00/test-00000.png", "--pools", "4"], ""),
+        (
+            ["neighbours", "--id", "c00/test-00000.png", "--blocks", "1", "--timesteps", "10"],
+            "could not be decoded (cut short)",
+        ),
+        (["neighbours", "--k", "70"], "so an image has no 70 neighbours; ask for fewer"),
+        (["neighbours", "--blocks", "3"], "there is no block 3"),
+        (["pictures", "--split", "val"], "there is no split 'val'; the store has: test, train"),
+        (["pictures", "--store", "none.zarr"], "there is no feature store here"),
+    ],
+    ids=str,
+)
+def test_errors_about_pictures_are_one_message(
+    pictured: FeatureStore,
+    program: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(Path(pictured.path).parent)
+    assert program(main, *arguments) == (1 if message else 0)
+    err = capsys.readouterr().err
+    assert err.startswith("Error: ") == bool(message)
+    assert message in err
+
+
+def test_pictures_of_a_store_without_thumbnails(
+    make_store: MakeStore, program: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store({"all": 70}, [FeatureKey(1, 10, 4)])
+    for command in ("pictures", "neighbours"):
+        assert program(main, command, "--store", store.path) == 1
+        assert (
+            "all has no thumbnails of its images. Make them with:\n  diffssl-extract --thumbnails 64" in capsys.readouterr().err
+        )
+    assert program(main, "pictures", "--out", "x.gif") == 2
+
+
 def test_analysis_needs_no_backbone() -> None:
     code = "import sys; sys.modules['guided_diffusion'] = sys.modules['diffssl.extract'] = None; import diffssl.analysis.cli"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -93,12 +93,13 @@ def test_a_channel_that_never_changes_counts_nothing(make_store: MakeStore) -> N
         np.testing.assert_allclose(similar, found[0][1], atol=1e-8)
 
 
-@pytest.mark.parametrize("k", [0, 100])
-def test_as_many_as_there_are(make_store: MakeStore, k: int) -> None:
+def test_as_many_as_there_are(make_store: MakeStore) -> None:
     store = make_store({"all": 100}, [KEY])
     assert nearest(store, KEY, "all", [0], 99)[0].shape == (1, 99)
-    with pytest.raises(ValueError, match=f"k must be from 1 to 99, the other rows of all that have features at .*, got {k}"):
-        nearest(store, KEY, "all", [0], k)
+    with pytest.raises(NoPicture, match=r"all has 100 rows with features at block 1, .*, so an image has no 100 neighbours"):
+        nearest(store, KEY, "all", [0], 100)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        nearest(store, KEY, "all", [0], 0)
 
 
 def test_an_image_without_features_has_none(make_store: MakeStore) -> None:

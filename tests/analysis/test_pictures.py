@@ -48,7 +48,7 @@ def test_axes_are_those_of_sklearn(store: FeatureStore) -> None:
 
 
 def test_colours_are_values_on_the_axes(store: FeatureStore) -> None:
-    rows = [150, 4]
+    rows = [151, 4]
     pictures = pca_images(store, [KEY, SMALL], "all", rows, fit_rows=100)
     assert {key: picture.shape for key, picture in pictures.items()} == {KEY: (2, 4, 4, 3), SMALL: (2, 2, 2, 3)}
     assert all(picture.dtype == np.uint8 for picture in pictures.values())

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from diffssl.analysis import AccuracyMap, accuracy_maps
 from diffssl.analysis.curves import make_curves
-from diffssl.analysis.plots import draw_curves, draw_maps, draw_similarity
+from diffssl.analysis.plots import draw_curves, draw_maps, draw_sheet, draw_similarity
+from diffssl.analysis.sheets import Cell, Sheet, Strip
 from PIL import Image
 
 Line = Callable[..., dict[str, Any]]
@@ -187,3 +188,35 @@ def test_noise_grows_to_the_right(line: Line, tmp_path: Path) -> None:
         if node.tag.endswith("text") and (node.text or "") in ("6", "2"):
             places[node.text] = float(node.get("x", "nan"))
     assert places["6"] < places["2"]
+
+
+def flat(*colour: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.full((8, 8, 3), colour, dtype=np.uint8)
+
+
+def test_a_sheet_shows_every_picture_in_its_colours(tmp_path: Path) -> None:
+    """One strip of two lines, the second with a hole; a green frame around what is of the same class."""
+    cells = [Cell(flat(200, 10, 10), "a class with quite a long name\n0.93", True), Cell(flat(10, 10, 200), "dog $x$", False)]
+    strip = Strip(Cell(flat(90, 90, 10), "cat"), {"t 10": cells, "t 90": [None, Cell(flat(10, 120, 120))]})
+    sheet = Sheet("Title", "How to read it. " * 12, ["block 1", "block 2"], [strip, strip])
+    draw_sheet(sheet, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    for colour in ((200, 10, 10), (10, 10, 200), (90, 90, 10), (10, 120, 120)):
+        count = int((pixels == colour).all(axis=1).sum())
+        assert 0.8 < count / (2 * 130**2) <= 1, colour  # an inch wide and high, twice
+    assert (pixels == (0x1A, 0x98, 0x50)).all(axis=1).any()
+    draw_sheet(sheet, tmp_path / "sheet.svg")
+    written = texts(tmp_path / "sheet.svg")
+    assert {"Title", "block 1", "t 10", "cat", "0.93", "a class with quite…", "dog $x$"} <= set(written)
+
+
+def test_more_strips_take_more_room(tmp_path: Path) -> None:
+    strip = Strip(Cell(flat(1, 2, 3)), {"": [Cell(flat(4, 5, 6))]})
+    heights = []
+    for count in (1, 2, 3):
+        draw_sheet(Sheet("", "", ["block 1"], [strip] * count), tmp_path / "sheet.png")
+        with Image.open(tmp_path / "sheet.png") as image:
+            heights.append(image.height)
+    assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], abs=1)
+    assert heights[1] > heights[0] + 130

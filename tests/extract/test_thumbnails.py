@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from diffssl.extract import ExtractError, ExtractSpec, TooManyBadSamples, extract
 from diffssl.extract.images import decode
-from diffssl.extract.job import prepare
+from diffssl.extract.job import begin, prepare
+from diffssl.extract.pipeline import Pipeline
 from diffssl.extract.run import show_plan
 from diffssl.extract.thumbnails import shrink
 from diffssl.store import FeatureStore, IdentityMismatch, IncompleteFeatures, ThumbnailKey
@@ -91,6 +92,24 @@ def test_added_alone_they_are_those_of_one_run(
     np.testing.assert_array_equal(store.thumbnails("all"), whole.thumbnails("all"))
     assert run_extract(make_spec(**ALONE, thumbnails=8))[1][-1].startswith("nothing to do")
     assert run_extract(make_spec(thumbnails=8))[1][-1].startswith("nothing to do")
+
+
+@pytest.mark.parametrize("before", [{"limit": 40}, {}])
+def test_beside_a_gpu(make_spec: MakeSpec, run_extract: RunExtract, tmp_path: Path, before: dict[str, Any]) -> None:
+    """In the writer's thread while the device computes; where no features are missing of a row block, one at a time."""
+    whole, _ = run_extract(make_spec(thumbnails=8, store=tmp_path / "whole.zarr"))
+    run_extract(make_spec(**before))
+    job, store, backbone = begin(
+        prepare(make_spec(thumbnails=8, timesteps=[90] if before else [90, 95], limit=None), lambda _: None)
+    )
+    assert backbone is not None
+    done: list[int] = []
+    pipeline = Pipeline(store, job.data.splits, backbone, 0, 2, lambda writer: writer.commit(None, None, {}), done.append)
+    pipeline._side_by_side = True
+    pipeline.run(job.plan.work)
+    assert sum(done) == job.plan.steps
+    np.testing.assert_array_equal(FeatureStore.open(store.path).thumbnails("all"), whole.thumbnails("all"))
+    assert list(verify(FeatureStore.open(store.path))) == []
 
 
 def test_without_them_a_store_is_what_it_was(make_spec: MakeSpec, run_extract: RunExtract, files_of: FilesOf) -> None:
@@ -221,6 +240,7 @@ def test_parts_and_workers(make_spec: MakeSpec, run_extract: RunExtract, tmp_pat
         assert client.scheduler is not None
         spec = make_spec(**ALONE, thumbnails=8, store=tmp_path / "dask.zarr")
         lines: list[str] = []
+        assert client.scheduler is not None
         extract(spec, lines.append, dask=client.scheduler.address)
     assert lines[-1].startswith("72 thumbnails in ")
     assert images_of(files_of(tmp_path / "dask.zarr")) == images_of(files_of(Path(whole.path)))

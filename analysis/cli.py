@@ -214,6 +214,8 @@ def _select(
 ) -> Selected:
     if len(blocks) > 1 and len(blocks) != len(stores):
         raise click.UsageError(f"--blocks is given {len(blocks)} times for {len(stores)} stores; give it once, or once a store")
+    if len(set(stores)) < len(stores):
+        raise click.UsageError("a store is given twice")
     own = [*blocks] if len(blocks) > 1 else [*(blocks or [None])] * len(stores)
     selected = select(list(map(FeatureStore.open, stores)), [Choice(blocks=one, **rest) for one in own], split, n, features)
     for note in selected.notes:

@@ -485,6 +485,7 @@ def test_statistics_of_a_store(two_stores: list[Path], monkeypatch: pytest.Monke
         (["cka", "--blocks", "9"], 1, "there is no block 9"),
         (["cka", "--draws", "7"], 1, "there is no draw 7"),
         (["cka", "--blocks", "1", "--blocks", "2"], 2, "--blocks is given 2 times for 1 stores"),
+        (["cka", "feats.zarr", "feats.zarr"], 2, "a store is given twice"),
         (["cka", "--n", "3"], 2, "3 is not in the range x>=4"),
         (["cka", "--estimator", "rbf"], 2, "'rbf' is not one of 'biased', 'unbiased'"),
         (["cka", "--out", "cka.txt"], 2, "files are .png, .svg, .pdf, .csv, .parquet"),

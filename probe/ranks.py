@@ -86,7 +86,7 @@ class Ranks:
         """The values that rank 0 has, so that what is decided by them is decided alike. They must be of one shape."""
         if self.alone:
             return values
-        own = values.to(self.device)
+        own = values.to(self.device, copy=True)
         dist.broadcast(own, 0)
         return own.to(values.device)
 
@@ -139,7 +139,5 @@ def joined(device: str) -> Iterator[Ranks]:
         place = torch.device("cuda", own)
         torch.cuda.set_device(place)
     dist.init_process_group("gloo" if place.type == "cpu" else "nccl", timeout=_PATIENCE)
-    try:
-        yield Ranks(rank, world, local, place)
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(rank, world, local, place)
+    dist.destroy_process_group()  # not where something failed: that waits for the others, who wait for this rank

@@ -12,7 +12,7 @@ from scipy import sparse
 from .bootstrap import Metrics, mean_of_ratios, with_intervals
 from .errors import TooFewRows
 
-_STRIP = 8  # rows of a strip of running sums
+_STRIP = 16  # rows of a strip of running sums
 
 
 def multilabel_metrics(

@@ -44,6 +44,34 @@ def make(shapes, outputs):
     return Failing(shapes[0][0] * shapes[0][1] ** 2, outputs)
 """
 
+TALKING = """
+import torch
+from torch import nn
+from diffssl.probe import ProbeError
+from diffssl.probe.ranks import joined
+with joined("auto" if not torch.cuda.is_available() else "cpu") as ranks:
+    rank = ranks.rank
+    head = nn.Linear(2, 1)
+    head.unused = nn.Parameter(torch.full((3,), float(rank)))
+    nn.init.constant_(head.weight, 5.0 + rank)
+    ranks.start(head, 2)
+    assert head.weight.tolist() == [[5.0, 5.0]] and head.unused.tolist() == [0.0] * 3
+    head(torch.tensor([[1.0, 2.0]]) * (1 + 9 * rank)).sum().backward()
+    ranks.add_gradients(head)
+    assert head.weight.grad.tolist() == [[11.0, 22.0]] and head.bias.grad.tolist() == [2.0]
+    assert head.unused.grad.tolist() == [0.0] * 3
+    own = torch.tensor([rank + 1.0, float("nan")])
+    assert ranks.agreed(own)[0] == 1 and own[0] == rank + 1
+    assert ranks.known_to_first(["a", "b"], {"a"} if rank == 0 else {"b"}) == {"a"}
+    try:
+        ranks.known_to_first(["a", "b", "c"] if rank == 0 else ["a", "b"], {})
+    except ProbeError as error:
+        assert "rank 1 sees other rows" in str(error) and rank == 1
+        ranks.agreed(torch.zeros(3, dtype=torch.bool))  # what rank 0 says next
+    else:
+        assert rank == 0
+"""
+
 
 @pytest.fixture
 def store(make_maps: MakeStore) -> FeatureStore:
@@ -52,11 +80,12 @@ def store(make_maps: MakeStore) -> FeatureStore:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Launch:
-    """A function that runs diffssl-probe as two processes that train together."""
+    """A function that runs a program, or diffssl-probe with options, as two processes."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command += ["-m", "diffssl.probe.cli", *arguments, "--device", "cpu", "--threads", "1"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+        if arguments[0].startswith("--"):
+            command[-len(arguments) :] = ["-m", "diffssl.probe.cli", *arguments, "--device", "cpu", "--threads", "1"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -134,6 +163,12 @@ def test_a_device_that_ranks_cannot_have(monkeypatch: pytest.MonkeyPatch, device
 
 
 # Two processes
+
+
+def test_what_two_ranks_tell_each_other(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "talking.py").write_text(TALKING)
+    done = launch("talking.py")
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_ranks_make_the_fits_of_one_process(store: FeatureStore, launch: Launch, tmp_path: Path) -> None:

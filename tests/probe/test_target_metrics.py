@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+from diffssl.probe.bootstrap import RESAMPLES, resample_counts
 from diffssl.probe.errors import TooFewRows
-from diffssl.probe.target_metrics import multilabel_metrics, regression_metrics
+from diffssl.probe.target_metrics import _add_up, multilabel_metrics, regression_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -25,7 +28,7 @@ def labelled(draw: st.DrawFn) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return scores, targets
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(labelled())
 def test_average_precision_is_that_of_scikit_learn(data: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
     scores, targets = data
@@ -47,6 +50,51 @@ def test_the_interval_of_map_is_that_of_resampling_rows() -> None:
         drawn.append(average_precision_score(targets[rows], scores[rows], average="macro"))
     for end, quantile in (("low", 0.025), ("high", 0.975)):
         assert result[f"map_{end}"] == pytest.approx(np.quantile(drawn, quantile), abs=0.3 * float(np.std(drawn)))
+
+
+def written_out(scores: NDArray[np.float64], targets: NDArray[Any], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(b,) mean average precision by its definition, of (n, b) counts of the rows."""
+    each = []
+    for s, y in zip(scores.T, targets.T, strict=True):
+        above = (s[:, None] >= np.unique(s)[::-1]).T.astype(float)  # of each threshold, descending
+        shown, found = above @ counts, above @ (counts * (y > 0)[:, None])
+        gained = np.diff(found, axis=0, prepend=0)
+        with np.errstate(invalid="ignore"):
+            each.append(np.nansum(gained * (found / shown), axis=0) / found[-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # resamples without any positive
+        mean: NDArray[np.float64] = np.nanmean(each, axis=0)
+    return mean
+
+
+@settings(max_examples=25, deadline=None)
+@given(labelled())
+def test_intervals_of_map_are_those_of_the_definition(data: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
+    scores, targets = data
+    result = multilabel_metrics(scores, targets, np.random.default_rng(1))
+    counts = np.hstack(list(resample_counts(len(scores), RESAMPLES, np.random.default_rng(1))))
+    drawn = written_out(scores, targets, counts)
+    low, high = np.quantile(drawn[~np.isnan(drawn)], [0.025, 0.975])
+    assert result["map"] == pytest.approx(written_out(scores, targets, np.ones((len(scores), 1)))[0], abs=1e-12)
+    assert (result["map_low"], result["map_high"]) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_many_rows_are_counted_without_overflow() -> None:
+    n, rng = 32_768, np.random.default_rng(0)  # one more than 16 bits hold
+    targets = (rng.random((n, 1)) < 0.002).astype(int)
+    scores = -rng.random((n, 1))
+    scores[np.flatnonzero(targets)[:3]] = -2.0  # below all others
+    result = multilabel_metrics(scores, targets, rng)
+    assert result["map"] == pytest.approx(average_precision_score(targets, scores), abs=1e-12)
+    assert 0 < result["map_low"] < result["map_high"] < 0.02
+
+
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 32, 100])
+def test_running_sums_are_those_of_numpy(rows: int) -> None:
+    values = np.random.default_rng(rows).integers(100, size=(rows, 7)).astype(np.int16)
+    expected = np.cumsum(values, axis=0, dtype=np.int16)
+    _add_up(values)
+    assert np.array_equal(values, expected)
 
 
 @pytest.mark.parametrize("unknown", [-1.0, np.nan])

@@ -1,6 +1,6 @@
 """Calibration: on shuffled labels, how often the interval of the best of many settings contains chance.
 
-    OMP_NUM_THREADS=1 python benchmarks/calibration.py [--head ridge] [--settings 100] [--repeats 400]
+    OMP_NUM_THREADS=1 python benchmarks/calibration.py [--head ridge] [--settings 100] [--repeats 200]
 
 A store of random features has many settings and balanced classes. Each repeat shuffles the labels of each split, makes the
 protocol's roles, and fits, chooses and fits again on every setting as ``diffssl-probe`` does. The setting that is best by its
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--head", choices=sorted(FITTERS), default="ridge")
     parser.add_argument("--settings", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=400)
+    parser.add_argument("--repeats", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
     keys = [FeatureKey(block, 10, 1) for block in range(1, options.settings + 1)]

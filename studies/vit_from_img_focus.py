@@ -95,7 +95,7 @@ def for_timm(found: Mapping[str, Tensor], image_size: int) -> dict[str, Tensor]:
 def _resized(positions: Tensor, patches: int) -> Tensor:
     """(1, 37 x 37, C) -> (1, p x p, C) as the package's network does it; timm would smooth them, which changes features."""
     side = math.isqrt(positions.shape[1])
-    grid = positions.mT.unflatten(2, (side, side))
+    grid = positions.mT.reshape(1, -1, side, side)
     resized = functional.interpolate(grid, size=(patches, patches), mode="bicubic", align_corners=False)
     return resized.flatten(2).mT.contiguous()
 

@@ -242,3 +242,16 @@ def test_errors_of_the_library_reach_those_who_call_it(make_store: MakeStore) ->
     store = make_store({"train": 100, "test": 60}, GRID)
     result = invoke("--store", store.path, "--head", "linear", "--timesteps", "50")
     assert isinstance(result.exception, NothingToProbe)
+
+
+def test_under_torchrun_parts_are_alone_and_workers_are_refused(
+    monkeypatch: pytest.MonkeyPatch, specs: list[ProbeSpec]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert invoke("--head", "linear", "--part", "1/2").exit_code == 0
+    assert [spec.part for spec in specs] == [(1, 2)]
+    refused = invoke("--head", "linear", "--workers", "2")
+    assert refused.exit_code == 2
+    assert "leave out --workers and --dask, or torchrun" in refused.output
+    assert len(specs) == 1

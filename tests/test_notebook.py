@@ -43,6 +43,6 @@ def test_it_runs(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     cells = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert len(cells) == 8
     text = "\n".join(map(printed, cells))
-    assert "(200, 128, 2, 2) float16" in text
+    assert "(200, 64, 2, 2) float16" in text
     assert "test 0." in text
     assert [data for cell in cells for output in cell.outputs for data in output.get("data", ()) if data == "image/png"]

@@ -111,12 +111,12 @@ class Picture:
     Attributes:
         caption: below it.
         pixels: (height, width, 3) uint8.
-        frame: ``good`` or ``bad`` for a frame that says so.
+        framed: whether it has a frame.
     """
 
     caption: str
     pixels: NDArray[np.uint8]
-    frame: Literal["", "good", "bad"] = ""
+    framed: bool = False
 
     @property
     def address(self) -> str:

@@ -43,4 +43,4 @@ def _section(name: str, sheet: Sheet) -> Section:
 
 
 def _picture(cell: Cell) -> Picture:
-    return Picture(cell.caption, cell.picture, "" if cell.same is None else "good" if cell.same else "bad")
+    return Picture(cell.caption, cell.picture, bool(cell.same))

@@ -54,8 +54,9 @@ def test_it_runs(tmp_path: Path) -> None:
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert ran.returncode == 0, ran.stderr
     cells = [cell for cell in nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells if cell.cell_type == "code"]
-    assert len(cells) == 8
+    assert len(cells) == 10
     text = "\n".join(map(printed, cells))
     assert "(200, 64, 2, 2) float16" in text
     assert "test 0." in text
+    assert " MB" in text
     assert any("image/png" in output.get("data", ()) for cell in cells for output in cell.outputs)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..store import FeatureStore
+from ..store import FeatureKey, FeatureStore
 from ..store.key import grids
 from .cka import Similarity
 from .page import Heat, Part, Section, Table, Words
 from .similarity import labels
 from .stored_rows import Selected
+from .test_set import settings_of
 
 Result = Mapping[str, Any]
 
@@ -28,7 +30,7 @@ def run_section(stores: Sequence[FeatureStore], results: Mapping[str, Sequence[R
             store.path,
             store.header.model,
             split,
-            store.n_rows(split),
+            f"{store.wanted_rows(store.keys(split), split)} of {store.n_rows(split)}",
             len(store.header.classes),
             "; ".join(grids(store.keys(split))),
         ]
@@ -50,12 +52,11 @@ def run_section(stores: Sequence[FeatureStore], results: Mapping[str, Sequence[R
     ]
     header = ["results", "head", "fits", "training rows", "test rows", "task", "seconds"]
     parts.append(Table("Fits", header, fits, digits=1))
-    parts.append(Words("To run it again:"))
+    parts.append(Words("To run it again (options of heads are not in these commands; every result line has them):"))
     commands = [own for store in stores for own in _commands(store)]
-    paths = {store.feature_id: store.path for store in stores}
-    commands += [
-        _probe(paths.get(lines[0].get("feature_id", ""), stores[0].path), folder, lines) for folder, lines in results.items()
-    ]
+    by_features = {store.feature_id: store for store in stores}
+    for folder, lines in results.items():
+        commands += _probes(by_features.get(lines[0]["feature_id"], stores[0]), folder, lines)
     parts.append(Words("\n".join(dict.fromkeys([*commands, command])), "code"))
     return Section("What was run", parts)
 
@@ -123,6 +124,26 @@ def _commands(store: FeatureStore) -> list[str]:
     return list(dict.fromkeys(command for command in found if command))
 
 
-def _probe(store: str, folder: str, lines: Sequence[Result]) -> str:
-    heads = ",".join(dict.fromkeys(line["head"] for line in lines))
-    return shlex.join(["diffssl-probe", "--store", store, "--head", heads, "--out", folder])
+def _probes(store: FeatureStore, folder: str, lines: Sequence[Result]) -> list[str]:
+    """The commands that fit the heads again: those on the same settings together, one for each choice of settings."""
+    chosen: dict[tuple[str, ...], dict[str, None]] = {}
+    for several in (False, True):
+        for head in dict.fromkeys(line["head"] for line in lines):
+            own = [line for line in lines if line["head"] == head and isinstance(line["block"], list) == several]
+            keys = {key for line in own for key in settings_of(line)}
+            if keys:
+                chosen.setdefault((*_selection(store, keys), *(["--concat"] if several else [])), {})[head] = None
+    return [
+        shlex.join(["diffssl-probe", "--store", store.path, "--head", ",".join(heads), *selection, "--out", folder])
+        for selection, heads in chosen.items()
+    ]
+
+
+def _selection(store: FeatureStore, keys: Set[FeatureKey]) -> list[str]:
+    """Options that choose settings; none for all that any split of the store has."""
+    if keys >= {replace(key, draw=0, crop=0) for split in store.splits for key in store.keys(split)}:
+        return []
+    blocks = sorted({(key.block, key.pool) for key in keys}, key=lambda pair: (pair[0], str(pair[1])))
+    steps = sorted({key.timestep for key in keys if key.timestep is not None})
+    timesteps = ["--timesteps", ",".join(map(str, steps))] if steps else []
+    return ["--blocks", ",".join(f"{block}@{pool}" for block, pool in blocks), *timesteps]

@@ -29,20 +29,34 @@ def store(make_store: Build) -> FeatureStore:
 
 
 def test_what_was_run_names_the_commands_that_run_it_again(store: FeatureStore) -> None:
-    line = {"head": "ridge", "n_train": 60, "n_test": 40, "task": "classify", "seconds": 1.5}
-    section = run_section([store], {"a b.results": [line, line, {**line, "head": "knn"}]}, "diffssl-analyze report")
+    about = {
+        "feature_id": store.feature_id,
+        "n_train": 60,
+        "n_test": 40,
+        "task": "classify",
+        "seconds": 1.5,
+        "draw": 0,
+        "crop": 0,
+    }
+    ridge = [about | {"head": "ridge", "block": b, "timestep": 10, "pool": p} for b, p in ((1, 1), (2, 1), (2, 4))]
+    knn = [{**ridge[0], "head": "knn"}]
+    joined = [about | {"head": "ridge", "block": [1, 2], "timestep": [10, 10], "pool": [1, 4]}]
+    section = run_section([store], {"a b.results": ridge + knn + joined}, "diffssl-analyze report")
     features, fits, _, commands = section.parts
     assert isinstance(features, Table)
     assert isinstance(fits, Table)
     assert isinstance(commands, Words)
-    assert [row[2:4] for row in features.rows] == [["test", 40], ["train", 60]]
-    assert fits.rows == [
-        ["a b.results", "ridge", 2, 60, 40, "classify", 3.0],
-        ["a b.results", "knn", 1, 60, 40, "classify", 1.5],
-    ]
-    extract, probe, report = commands.text.splitlines()
+    assert [row[2:4] for row in features.rows] == [["test", "40 of 40"], ["train", "60 of 60"]]
+    shared = [60, 40, "classify"]
+    assert fits.rows == [["a b.results", "ridge", 4, *shared, 6.0], ["a b.results", "knn", 1, *shared, 1.5]]
+    extract, *probes, report = commands.text.splitlines()
     assert extract.startswith("diffssl-extract")
-    assert probe == "diffssl-probe --store feats.zarr --head ridge,knn --out 'a b.results'".replace("feats.zarr", store.path)
+    start = f"diffssl-probe --store {store.path} --head"
+    assert probes == [
+        f"{start} ridge --out 'a b.results'",
+        f"{start} knn --blocks 1@1 --timesteps 10 --out 'a b.results'",
+        f"{start} ridge --blocks 1@1,2@4 --timesteps 10 --concat --out 'a b.results'",
+    ]
     assert report == "diffssl-analyze report"
 
 

@@ -1,6 +1,6 @@
 """What the pipeline costs over the bare forward passes, and where the time of a run goes.
 
-    python benchmarks/overhead.py [--images 512] [--repeats 24] [--memory-format contiguous]
+    python benchmarks/overhead.py [--images 2048] [--repeats 6] [--memory-format contiguous]
 
 Times are of whole extractions (decoding, noise, pooling, checksums, fsync, commits) against forward passes over the
 same images already in memory, in turn, so that a drifting machine hits both alike.
@@ -24,7 +24,7 @@ from diffssl.store.storage import LocalStorage
 
 BATCH = 64
 SLOW = 100e6  # bytes a second
-ROW_BLOCK = 512  # as chosen for 32,768 images and more: what a file costs is shared by as many rows as in a real run
+ROW_BLOCK = 2048  # as chosen for 131,072 images and more: what a file costs is shared by as many rows as in a real run
 TIMESTEPS = [10, 90]
 
 
@@ -120,8 +120,8 @@ def stages(folder: Path, images: int, memory_format: str | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=24)
+    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument(
         "--memory-format", choices=["channels_last", "contiguous"], help="contiguous: guided_diffusion's modules"
     )

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-WIDTH, HEIGHT = 552, 290
+WIDTH = 552
+_HEIGHT, _LEGEND_LINE = 290, 17
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 116, 12, 40
 
 
@@ -58,21 +59,27 @@ class Chart:
     tags: Mapping[str, str] = field(default_factory=dict)
     template = "chart"
     width = WIDTH
-    height = HEIGHT
 
     def __post_init__(self) -> None:
         if not self.lines or not all(len(line.x) for line in self.lines):
             raise ValueError(f"a chart has lines of at least one point, got {[len(line.x) for line in self.lines]}")
 
     @property
+    def height(self) -> int:
+        """In pixels: as high as the legend needs."""
+        return max(_HEIGHT, _TOP + _LEGEND_LINE * len(self.lines) + _BOTTOM)
+
+    @property
     def frame(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the plotted area, in pixels."""
-        return _LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM
+        return _LEFT, _TOP, WIDTH - _RIGHT, self.height - _BOTTOM
 
     def x_ticks(self) -> list[Tick]:
         """Ticks of the x axis."""
         low, high = self._x_range()
-        return [Tick(self._x(value), f"{value:g}") for value in _round_numbers(low, high, 8)]
+        whole = all(x == int(x) for line in self.lines for x in line.x)  # there is no block 1.2
+        ticks = [value for value in _round_numbers(low, high, 8) if not whole or value == round(value)]
+        return [Tick(self._x(value), f"{value:g}") for value in ticks]
 
     def y_ticks(self) -> list[Tick]:
         """Ticks of the y axis."""
@@ -108,7 +115,7 @@ class Chart:
         return _scaled(value, self._x_range(), _LEFT, WIDTH - _RIGHT)
 
     def _y(self, value: float) -> float:
-        return _scaled(value, self._y_range(), HEIGHT - _BOTTOM, _TOP)
+        return _scaled(value, self._y_range(), self.height - _BOTTOM, _TOP)
 
 
 def _scaled(value: float, limits: tuple[float, float], start: float, end: float) -> float:

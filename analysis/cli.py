@@ -345,6 +345,8 @@ def neighbours_command(store: str, split: str | None, ids: Sequence[str], n: int
 @click.option("--out", type=_FILE, default=Path("report.html"), show_default=True)
 def report_command(stores: Sequence[str], results: Sequence[Path], n: int, seed: int, out: Path) -> None:
     """Write one page about stores and their results, which opens from a file without a network."""
+    if len(set(stores)) < len(stores):
+        raise click.UsageError(f"--store: each store once, got {', '.join(stores)}")
     opened = [FeatureStore.open(store) for store in stores]
     folders = results or [local_path(store, ".results") for store in stores]
     named = [

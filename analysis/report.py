@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..probe import Results
-from ..store import DiffsslError, FeatureStore
+from ..probe.table import describe_setting
+from ..store import DiffsslError, FeatureStore, UnknownFeatures
 from ..store.choice import Choice
 from .cka import UNBIASED
 from .compare import Comparison, compare
 from .page import Section, Words, render
-from .paired import Setting, paired_settings
+from .paired import paired_settings
 from .picture_sections import neighbours_section, pictures_section
 from .result_sections import (
     comparison_section,
@@ -25,14 +26,18 @@ from .result_sections import (
     guideline_section,
     maps_section,
 )
+from .scope import evenly
 from .similarity import similarity, statistics_table
-from .store_sections import cost_section, identity_section, run_section, similarity_section, statistics_section
-from .stored_rows import Selected, select
-from .table import NoResults, accuracy_maps, of_most_rows
+from .statistics import MAX_FEATURES
+from .store_sections import cost_section, identity_section, run_section, similarity_section, statistics_section, store_of
+from .stored_rows import Selected, common_split, select
+from .table import CLASSIFY, NoResults, accuracy_maps, of_most_rows
 from .test_set import settings_of
 
 Result = Mapping[str, Any]
 Say = Callable[[str], object]
+
+MOST_SETTINGS = 100  # in the matrix of similarity, each pair a cell that can be hovered over
 
 
 def make_report(
@@ -49,36 +54,44 @@ def make_report(
         rows: for similarity and statistics, at most so many.
         seed: of the bootstrap of the comparison.
         say: called with the name of each section before it is made.
+
+    Raises:
+        UnknownFeatures: a store has no features.
     """
     store = stores[0]
-    lines = [{**line, "results": folder} for folder, own in results.items() for line in of_most_rows(own)[0]]
+    for one in stores:
+        if not any(one.keys(split) for split in one.splits):
+            raise UnknownFeatures(one.path, "the store has no features yet; run diffssl-extract first")
+    lines, notes = _shown(results)
 
     @cache
     def chosen() -> Selected:
-        return select(stores, [_smallest_pools(one) for one in stores], None, rows)
+        split = common_split(stores)
+        choices = [_choice(one, split, MOST_SETTINGS // len(stores)) for one in stores]
+        found = select(stores, [choice for choice, _ in choices], split, rows, MAX_FEATURES)
+        return Selected(found.settings, found.labels, [*found.notes, *(note for _, own in choices for note in own)])
 
     @cache
     def compared() -> Comparison:
         return compare(lines, np.random.default_rng(seed))
 
     @cache
-    def settings() -> Sequence[Setting]:
-        return paired_settings(lines)
-
     def best() -> Result:
-        return lines[0] if len(lines) == 1 else settings()[0].lines[0]
+        if not lines:
+            raise NoResults(f"there are no results; run diffssl-probe --store {store.path}")
+        return min(lines, key=lambda line: (-line["val_top1"], line["results"], line["head"], describe_setting(line)))
 
     def best_store() -> FeatureStore:
-        return next(one for one in stores if one.feature_id == best()["feature_id"])
+        return store_of(best(), stores) or store
 
     makers: dict[str, Callable[[], Section]] = {
-        "What was run": lambda: run_section(stores, results, command),
+        "What was run": lambda: run_section(stores, results, command, notes),
         "Which setting to use": lambda: guideline_section(compared()),
         "Maps": lambda: maps_section(accuracy_maps(lines)),
         "Curves": lambda: curves_section(accuracy_maps(lines)),
         "Comparison": lambda: comparison_section(compared()),
-        "Complements": lambda: complement_section(settings(), np.random.default_rng(seed)),
-        "Confusions": lambda: confusion_section(best(), best_store()),
+        "Complements": lambda: complement_section(paired_settings(lines), np.random.default_rng(seed)),
+        "Confusions": lambda: confusion_section(best(), stores),
         "Similarity": lambda: similarity_section(chosen(), similarity(chosen(), UNBIASED), UNBIASED),
         "Pictures": lambda: pictures_section(store),
         "Neighbours": lambda: neighbours_section(best_store(), settings_of(best())[0]),
@@ -94,20 +107,39 @@ def make_report(
 
 
 def read_results_of(stores: Sequence[FeatureStore], folders: Sequence[Path]) -> dict[str, Sequence[Result]]:
-    """Lines of each folder that has any, failures left out. Raises ``NoResults`` for results of other stores."""
-    known = {store.feature_id for store in stores}
+    """Lines of each folder, failures left out; no entry for a folder without any.
+
+    Raises:
+        NoResults: some are of other features or samples than the stores'.
+    """
     found: dict[str, Sequence[Result]] = {}
     for folder in folders:
         lines = Results(folder).read()
-        others = {line["feature_id"] for line in lines} - known
-        if others:
+        strange = next((line for line in lines if store_of(line, stores) is None), None)
+        if strange is not None:
             raise NoResults(
-                f"{folder} has results of other features ({', '.join(sorted(others))}) than those of "
-                f"{', '.join(store.path for store in stores)}; name their store too, with --store"
+                f"{folder} has results of other features or samples (feature_id {strange['feature_id']}, data_id "
+                f"{strange['data_id']}) than {', '.join(store.path for store in stores)}; name their store too, with --store"
             )
         if lines:
             found[str(folder)] = lines
     return found
+
+
+def _shown(results: Mapping[str, Sequence[Result]]) -> tuple[list[Result], list[str]]:
+    """Lines that maps and comparisons are of, with their folders, and what is said about the others."""
+    lines: list[Result] = []
+    notes = []
+    for folder, own in results.items():
+        classified = [line for line in own if line.get("task", CLASSIFY) == CLASSIFY]
+        if len(classified) < len(own):
+            notes.append(
+                f"{folder}: {len(own) - len(classified)} fits of labels that are not classes are in the table of fits alone"
+            )
+        kept, said = of_most_rows(classified)
+        notes += [f"{folder}: {note}" for note in said]
+        lines += [{**line, "results": folder} for line in kept]
+    return lines, notes
 
 
 def _made(name: str, make: Callable[[], Section], say: Say) -> Section:
@@ -118,10 +150,26 @@ def _made(name: str, make: Callable[[], Section], say: Say) -> Section:
         return Section(name, [Words(f"Not shown: {error}", "note")])
 
 
-def _smallest_pools(store: FeatureStore) -> Choice:
-    """Of every block its smallest stored pool: what all blocks are compared at."""
-    smallest: dict[int, int | str] = {}
-    for key in store.keys(store.splits[0]):
-        sizes = [pool for pool in (smallest.get(key.block), key.pool) if pool is not None]
-        smallest[key.block] = min(sizes, key=lambda pool: (isinstance(pool, str), pool))
-    return Choice(blocks={block: {pool} for block, pool in smallest.items()})
+def _choice(store: FeatureStore, split: str, most: int) -> tuple[Choice, list[str]]:
+    """Of every block the smallest pool that it has at most timesteps, of draw 0; so few timesteps that it is at most so many.
+
+    Returns:
+        The choice, and what is said about what was left out.
+    """
+    timesteps: dict[int, dict[int | str, set[int]]] = {}
+    for key in store.keys(split):
+        pools = timesteps.setdefault(key.block, {}).setdefault(key.pool, set())
+        pools |= set() if key.timestep is None else {key.timestep}
+    pool_of = {
+        block: min(pools, key=lambda pool: (-len(pools[pool]), isinstance(pool, str), pool))
+        for block, pools in timesteps.items()
+    }
+    steps = sorted(set().union(*(timesteps[block][pool] for block, pool in pool_of.items())))
+    count = max(1, most // max(1, len(pool_of)))
+    notes = []
+    if len(steps) > count:
+        shown = evenly(steps, count)
+        notes.append(f"{store.path}: timesteps {', '.join(map(str, shown))} of {len(steps)}; diffssl-analyze cka has all")
+        steps = shown
+    blocks = {block: {pool} for block, pool in pool_of.items()}
+    return Choice(blocks=blocks, timesteps=steps or None, draws=[0]), notes

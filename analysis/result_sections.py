@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from .confusion import confusion, most_confused
 from .curves import Curve, make_curves
 from .page import Heat, Part, Picture, Pictures, Section, Table, Words
 from .paired import Setting
+from .scope import evenly
 from .table import AccuracyMap
-from .test_set import find_test_set
+from .test_set import OtherRows, TestSet, find_test_set
 
 Result = Mapping[str, Any]
 
@@ -26,6 +28,7 @@ _MOST_CLASSES = 60  # of which a matrix can still be read
 _EXAMPLES = 8
 _PAIRS = 6
 _NAMED = 3
+_MOST_LINES = 12
 
 
 def maps_section(maps: Sequence[AccuracyMap]) -> Section:
@@ -63,8 +66,11 @@ def curves_section(maps: Sequence[AccuracyMap]) -> Section:
         for over, axis in axes.items():
             if (over == "block" or one.timesteps != [None]) and (over != "log-snr" or None not in one.log_snr):
                 (panel,) = make_curves([one], over, "val")
-                lines = [_line(curve) for curve in panel.curves if len(curve.x)]
+                drawn = [curve for curve in panel.curves if len(curve.x)]
+                shown = drawn if len(drawn) <= _MOST_LINES else evenly(drawn, _MOST_LINES)
+                lines = [_line(curve) for curve in shown]
                 caption = f"{one.title}: over {axis.partition(' ')[0]}"
+                caption += f" ({len(shown)} of {len(drawn)} lines)" if len(shown) < len(drawn) else ""
                 parts.append(Chart(caption, axis, "held-out top-1, %", lines, {**_tags(one), "over": over}))
     return Section("Curves", parts, "The same numbers as lines; bands are 95 % intervals.")
 
@@ -72,17 +78,24 @@ def curves_section(maps: Sequence[AccuracyMap]) -> Section:
 def guideline_section(comparison: Comparison) -> Section:
     """Which setting to use: the best by held-out accuracy, and the cheapest that is not significantly worse."""
     found = guideline(comparison)
-    header = ["", "head", "setting", "held-out", "test", "GFLOP an image", "bytes an image"]
-    rows = [_guided("best by held-out accuracy", found.best)]
+    header = ["", "head", "setting", "held-out", "test", "difference", "low", "high", "GFLOP an image", "bytes an image"]
+    several = len({one.results for one in comparison.settings}) > 1
+    rows = [_guided("best by held-out accuracy", found.best, several)]
     if found.cheapest is not None:
-        rows.append(_guided("cheapest that is as good", found.cheapest))
+        rows.append(_guided("cheapest of it and these", found.cheapest, several))
     parts: list[Part] = [
-        Table(f"{len(found.as_good)} of {len(comparison.settings)} settings are as good as the best", header, rows),
+        Table(
+            f"{len(found.as_good) - 1} of the {len(comparison.settings) - 1} others are not significantly worse than the best",
+            header,
+            rows,
+        ),
     ]
     if found.cheapest is None:
-        parts.append(Words("The results do not say what their settings cost; run diffssl-probe again into a new --out", "note"))
+        advice = "probe again into a new --out, or see diffssl-analyze compare --store"
+        parts.append(Words(f"The results do not say what their settings cost; {advice}", "note"))
     about = (
-        "As good: not significantly worse on the test rows, corrected for all comparisons. Cheapest: fewest GFLOP, then bytes."
+        "Not significantly worse on the test rows, corrected for all comparisons; the lower end of the interval says how much "
+        "worse it may be. Cheapest: fewest GFLOP, then bytes."
     )
     return Section("Which setting to use", parts, about)
 
@@ -97,7 +110,8 @@ def complement_section(settings: Sequence[Setting], rng: np.random.Generator) ->
     return Section(
         "Complements",
         [Table("Share of test rows that at least one of the settings gets right", header, rows)],
-        "The pair and the triple are chosen on one half of the test rows and measured on the other.",
+        "The pair and the triple are chosen on one half of the test rows and measured on the other. Of several fits of a "
+        "setting, the first counts.",
     )
 
 
@@ -107,7 +121,7 @@ def comparison_section(comparison: Comparison) -> Section:
     header = ["", "head", "setting", "held-out", "test", "difference", "low", "high", "adjusted p", "won", "lost"]
     rows: list[list[Any]] = []
     for one in comparison.settings:
-        about = "; ".join(text for text in (one.setting, one.options, one.results if several else "") if text)
+        about = _about(one, several)
         is_reference = one is comparison.reference
         numbers = [None] * 6 if is_reference else [one.difference, one.low, one.high, one.p, *map(_count, (one.won, one.lost))]
         rows.append(["reference" if is_reference else one.mark, one.head, about, one.val, one.test, *numbers])
@@ -120,14 +134,18 @@ def comparison_section(comparison: Comparison) -> Section:
     )
 
 
-def confusion_section(best: Result, store: FeatureStore) -> Section:
+def confusion_section(best: Result, stores: Sequence[FeatureStore]) -> Section:
     """Which classes the best fit takes for which, with pictures of rows where the store has thumbnails.
+
+    Args:
+        best: its result.
+        stores: one of them has its test rows.
 
     Raises:
         NoResults: the line has no predictions.
         OtherRows: the store does not have its test rows.
     """
-    tested = find_test_set(best, store)
+    tested, store = _tested(best, stores)
     counts = confusion(best, tested.labels)
     parts: list[Part] = []
     if len(tested.classes) <= _MOST_CLASSES:
@@ -146,7 +164,7 @@ def confusion_section(best: Result, store: FeatureStore) -> Section:
                 [
                     (
                         f"{tested.classes[one.label]}\ntaken for\n{tested.classes[one.predicted]}",
-                        [_thumbnail(store, tested.split, int(row)) for row in tested.rows[one.rows[:_EXAMPLES]]],
+                        [_thumbnail(store, tested, number) for number in one.rows[:_EXAMPLES].tolist()],
                     )
                     for one in pairs[:_PAIRS]
                 ],
@@ -170,8 +188,17 @@ def _matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Heat:
     )
 
 
-def _thumbnail(store: FeatureStore, split: str, row: int) -> Picture:
-    return Picture(str(store.ids(split)[row]), store.thumbnails(split, slice(row, row + 1))[0])
+def _tested(best: Result, stores: Sequence[FeatureStore]) -> tuple[TestSet, FeatureStore]:
+    """The test rows of a result, and the first store that has them."""
+    for store in stores[:-1]:
+        with suppress(OtherRows):
+            return find_test_set(best, store), store
+    return find_test_set(best, stores[-1]), stores[-1]
+
+
+def _thumbnail(store: FeatureStore, tested: TestSet, number: int) -> Picture:
+    row = int(tested.rows[number])
+    return Picture(str(tested.ids[number]), store.thumbnails(tested.split, slice(row, row + 1))[0])
 
 
 def _hover(one: AccuracyMap, row: int, column: int) -> str:
@@ -204,8 +231,13 @@ def _count(rows: float) -> int | float:
     return int(rows) if rows == int(rows) else round(rows, 1)
 
 
-def _guided(what: str, one: Compared) -> list[Any]:
-    return [what, one.head, one.setting, one.val, one.test, one.gflop, one.bytes]
+def _guided(what: str, one: Compared, several: bool) -> list[Any]:
+    differs = [one.difference, one.low, one.high]
+    return [what, one.head, _about(one, several), one.val, one.test, *differs, one.gflop, one.bytes]
+
+
+def _about(one: Compared, several: bool) -> str:
+    return "; ".join(text for text in (one.setting, one.options, one.results if several else "") if text)
 
 
 def _tags(one: AccuracyMap) -> dict[str, str]:

@@ -114,13 +114,14 @@ def _thin(keys: Sequence[FeatureKey], blocks: int | None, timesteps: int | None)
     for most, name in ((blocks, "block"), (timesteps, "timestep")):
         values = sorted({getattr(key, name) for key in kept}, key=lambda value: -1 if value is None else value)
         if most is not None and most < len(values):
-            shown = _evenly(values, most)
+            shown = evenly(values, most)
             kept = [key for key in kept if getattr(key, name) in shown]
             listed = ", ".join(map(str, shown))
             notes.append(f"{name}{'s' if most > 1 else ''} {listed} of {len(values)}; --{name}s names others")
     return sorted(kept, key=lambda key: key.order), notes
 
 
-def _evenly(values: Sequence[_Value], most: int) -> list[_Value]:
+def evenly(values: Sequence[_Value], most: int) -> list[_Value]:
+    """So many of the values, at even distances, the first and the last among them; of one, the middle."""
     places = np.linspace(0, len(values) - 1, most) if most > 1 else [(len(values) - 1) // 2]
     return [values[round(float(place))] for place in places]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..probe.spec import FUSION_HEADS
 from ..store import FeatureKey, FeatureStore
 from ..store.key import grids
 from .cka import Similarity
@@ -22,15 +24,17 @@ Result = Mapping[str, Any]
 _READABLE = 20  # settings, of which a matrix can have numbers in its cells
 
 
-def run_section(stores: Sequence[FeatureStore], results: Mapping[str, Sequence[Result]], command: str) -> Section:
-    """What was run on which data, and the commands that run it again."""
+def run_section(
+    stores: Sequence[FeatureStore], results: Mapping[str, Sequence[Result]], command: str, notes: Sequence[str]
+) -> Section:
+    """What was run on which data, the commands that run it again, and what the page leaves out."""
     parts: list[Part] = []
     rows = [
         [
             store.path,
             store.header.model,
             split,
-            f"{store.wanted_rows(store.keys(split), split)} of {store.n_rows(split)}",
+            _extracted(store, split),
             len(store.header.classes),
             "; ".join(grids(store.keys(split))),
         ]
@@ -38,32 +42,32 @@ def run_section(stores: Sequence[FeatureStore], results: Mapping[str, Sequence[R
         for split in store.splits
     ]
     parts.append(Table("Features", ["store", "model", "split", "rows", "classes", "settings"], rows))
-    fits = [
-        [
-            folder,
-            head,
-            len(own),
-            *(own[0][name] for name in ("n_train", "n_test", "task")),
-            sum(float(r["seconds"]) for r in own),
-        ]
-        for folder, lines in results.items()
-        for head in dict.fromkeys(line["head"] for line in lines)
-        if (own := [line for line in lines if line["head"] == head])
-    ]
-    header = ["results", "head", "fits", "training rows", "test rows", "task", "seconds"]
-    parts.append(Table("Fits", header, fits, digits=1))
-    parts.append(Words("To run it again (options of heads are not in these commands; every result line has them):"))
-    commands = [own for store in stores for own in _commands(store)]
-    by_features = {store.feature_id: store for store in stores}
+    groups: dict[tuple[Any, ...], list[float]] = {}
     for folder, lines in results.items():
-        commands += _probes(by_features.get(lines[0]["feature_id"], stores[0]), folder, lines)
+        for line in lines:
+            about = (folder, *(line[name] for name in ("head", "n_train", "n_test", "task")))
+            groups.setdefault(about, []).append(float(line["seconds"]))
+    fits = [[*about, len(seconds), sum(seconds)] for about, seconds in groups.items()]
+    header = ["results", "head", "training rows", "test rows", "task", "fits", "seconds"]
+    parts.append(Table("Fits", header, fits, digits=1))
+    parts += [Words(note, "note") for note in notes]
+    parts.append(
+        Words(
+            "To run it again. The commands of diffssl-probe name settings and heads alone: subsets, labels, seeds, test stores "
+            "and options of heads are in every result line, under its specification."
+        )
+    )
+    commands = [own for store in stores for own in _commands(store)]
+    for folder, lines in results.items():
+        for store in stores:
+            commands += _probes(store, folder, [line for line in lines if store_of(line, stores) is store])
     parts.append(Words("\n".join(dict.fromkeys([*commands, command])), "code"))
     return Section("What was run", parts)
 
 
 def cost_section(store: FeatureStore) -> Section:
     """What a feature costs: operations of the backbone up to its block, and bytes."""
-    split = store.splits[0]
+    split = next(iter(store.splits))
     blocks = {block.number: block for block in store.header.blocks}
     kept = {(key.block, key.pool): store.layout(key, split).row_bytes for key in store.keys(split)}
     rows = [
@@ -78,7 +82,11 @@ def cost_section(store: FeatureStore) -> Section:
 
 def similarity_section(selected: Selected, found: Similarity, estimator: str) -> Section:
     """CKA of all pairs of settings as a heat table."""
-    names = labels(selected.settings)
+    several = len({one.store.path for one in selected.settings}) > 1
+    short = labels(selected.settings)
+    names = [
+        f"{Path(one.store.path).stem} {name}" if several else name for one, name in zip(selected.settings, short, strict=True)
+    ]
     values = found.value
     hover = [[f"{names[i]} and {names[j]}: {values[i, j]:.3f}" for j in range(len(names))] for i in range(len(names))]
     one = selected.settings[0]
@@ -118,6 +126,11 @@ def identity_section(stores: Sequence[FeatureStore], results: Mapping[str, Seque
     return Section("Identity", [Table("What decides the numbers", ["of", "what", "value"], rows)])
 
 
+def _extracted(store: FeatureStore, split: str) -> str:
+    keys = store.keys(split)
+    return f"{store.wanted_rows(keys, split) if keys else 0} of {store.n_rows(split)}"
+
+
 def _commands(store: FeatureStore) -> list[str]:
     """The commands that the store's commits were made by."""
     found = (store.journal.command(split, key) for split in store.splits for key in store.keys(split))
@@ -125,23 +138,35 @@ def _commands(store: FeatureStore) -> list[str]:
 
 
 def _probes(store: FeatureStore, folder: str, lines: Sequence[Result]) -> list[str]:
-    """The commands that fit the heads again: those on the same settings together, one for each choice of settings."""
+    """The commands that fit the heads again: those on the same settings together, and those on several at once apart."""
+    alone: dict[str, set[FeatureKey]] = {}
     chosen: dict[tuple[str, ...], dict[str, None]] = {}
-    for several in (False, True):
-        for head in dict.fromkeys(line["head"] for line in lines):
-            own = [line for line in lines if line["head"] == head and isinstance(line["block"], list) == several]
-            keys = {key for line in own for key in settings_of(line)}
-            if keys:
-                chosen.setdefault((*_selection(store, keys), *(["--concat"] if several else [])), {})[head] = None
+    for line in lines:
+        if not isinstance(line["block"], list):
+            alone.setdefault(line["head"], set()).update(settings_of(line))
+        else:
+            concat = [] if line["head"] in FUSION_HEADS else ["--concat"]
+            chosen.setdefault((*_selection(store, set(settings_of(line)), False), *concat), {})[line["head"]] = None
+    for head, keys in alone.items():
+        chosen.setdefault(tuple(_selection(store, keys, True)), {})[head] = None
     return [
         shlex.join(["diffssl-probe", "--store", store.path, "--head", ",".join(heads), *selection, "--out", folder])
         for selection, heads in chosen.items()
     ]
 
 
-def _selection(store: FeatureStore, keys: Set[FeatureKey]) -> list[str]:
-    """Options that choose settings; none for all that any split of the store has."""
-    if keys >= {replace(key, draw=0, crop=0) for split in store.splits for key in store.keys(split)}:
+def store_of(line: Result, stores: Sequence[FeatureStore]) -> FeatureStore | None:
+    """The store that a result is of: with its features, of its samples."""
+    for store in stores:
+        there = {split: store.data_id(split) for split in store.splits}
+        if store.feature_id == line["feature_id"] and line["data_id"].items() <= there.items():
+            return store
+    return None
+
+
+def _selection(store: FeatureStore, keys: Set[FeatureKey], all_is_default: bool) -> list[str]:
+    """Options that choose settings; if that is the default, none for all that any split of the store has."""
+    if all_is_default and keys >= {replace(key, draw=0, crop=0) for split in store.splits for key in store.keys(split)}:
         return []
     blocks = sorted({(key.block, key.pool) for key in keys}, key=lambda pair: (pair[0], str(pair[1])))
     steps = sorted({key.timestep for key in keys if key.timestep is not None})

@@ -108,7 +108,7 @@ def select(
         UnknownFeatures: a split or something that is chosen by name is not there.
         IncompleteFeatures: rows are not committed yet.
     """
-    name = _common_split(stores) if split is None else split
+    name = common_split(stores) if split is None else split
     keys = [_keys(store, choice, name) for store, choice in zip(stores, choices, strict=True)]
     kept, notes = _matched(stores, keys, name)
     whole = len(kept[0])
@@ -141,7 +141,8 @@ def averaged(maps: NDArray[Any], side: int) -> NDArray[np.float64]:
     return result
 
 
-def _common_split(stores: Sequence[FeatureStore]) -> str:
+def common_split(stores: Sequence[FeatureStore]) -> str:
+    """The one split that all stores have, or of several ``val``, else ``test``. Raises ``NothingInCommon``."""
     common = [name for name in stores[0].splits if all(name in store.splits for store in stores)]
     for name in common if len(common) == 1 else _PREFERRED:
         if name in common:

@@ -15,6 +15,8 @@ from scipy.stats import binomtest
 
 from ..store import DiffsslError
 
+CLASSIFY = "classify"  # the task of which results have a top-1 accuracy
+
 
 class NoResults(DiffsslError):
     """There are no results to draw, or the selection leaves none."""
@@ -94,6 +96,11 @@ def accuracy_maps(
     Raises:
         NoResults: the selection leaves none in any folder, or a folder's results are of several stores or protocols.
     """
+    other = {r["task"] for r in results if r.get("task", CLASSIFY) != CLASSIFY}
+    if other:
+        raise NoResults(
+            f"maps are of top-1 accuracy, which results of --task {', '.join(sorted(other))} have not; leave them out"
+        )
     folders: dict[str, list[Mapping[str, Any]]] = {}
     for r in results or [{}]:
         folders.setdefault(str(r.get("results", "")), []).extend([r] if r else [])
@@ -176,7 +183,13 @@ def _check_comparable(results: Sequence[Mapping[str, Any]]) -> None:
             raise NoResults(f"the results mix several values of {name} ({', '.join(values)}); draw them from separate folders")
     for name in ("rows", "refit", "options"):
         for head in {r["head"] for r in results} if name == "options" else [None]:
-            values = sorted({str(r["specification"][name]) for r in results if head in (None, r["head"])})
+            # Repeated subsets of the training rows have rows of their own.
+            by_repeat: dict[Any, set[str]] = {}
+            for r in results:
+                if head in (None, r["head"]):
+                    repeat = (r["specification"].get("subset") or {}).get("repeat") if name == "rows" else None
+                    by_repeat.setdefault(repeat, set()).add(str(r["specification"][name]))
+            values = next((sorted(own) for own in by_repeat.values() if len(own) > 1), [])
             if len(values) > 1:
                 raise NoResults(f"the results mix several {name} ({'; '.join(values)}); draw them from separate folders")
 

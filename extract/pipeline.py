@@ -271,7 +271,9 @@ class Pipeline:
 def _to_host(pooled: Mapping[Any, Tensor], dtype: torch.dtype) -> dict[Any, Tensor]:
     """Copy the pools of a block to the host in the store's dtype; from a GPU with one cast and one copy, without waiting."""
     if next(iter(pooled.values())).device.type != "cuda":
-        return {size: values.to("cpu", dtype, memory_format=torch.contiguous_format) for size, values in pooled.items()}
+        return {
+            size: values.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format) for size, values in pooled.items()
+        }
     flat = torch.cat([values.flatten(1) for values in pooled.values()], dim=1).to(dtype)
     parts = torch.empty(flat.shape, dtype=dtype, pin_memory=True).copy_(flat, non_blocking=True)
     columns = torch.split(parts, [values[0].numel() for values in pooled.values()], dim=1)

@@ -16,7 +16,7 @@ from diffssl.analysis.report import make_report, read_results_of
 from diffssl.analysis.table import NoResults
 from diffssl.probe import ProbeSpec, Results
 from diffssl.probe.study import probe
-from diffssl.store import FeatureKey, FeatureStore
+from diffssl.store import FeatureKey, FeatureStore, UnknownFeatures
 
 Build = Callable[..., FeatureStore]
 AddPictures = Callable[..., Any]
@@ -135,8 +135,46 @@ def test_two_stores_are_compared(make_store: Build) -> None:
     html = make_report(stores, results, "the command", 60, 0, lambda _: None)
     assert f"16 settings on the same {60} test rows" in html
     assert "Not shown: " in html, "there are no thumbnails"
-    assert "<option>a</option>" in html
+    assert "<option value="a">a</option>" in html
     assert html.count("linear CKA, unbiased, 60 rows") == 1
+
+
+def test_fits_that_maps_cannot_show_are_said(make_store: Build) -> None:
+    store = make_store({"train": 120, "test": 60}, KEYS, separation=1.5)
+    run: dict[str, Any] = {"device": "cpu", "threads": 1}
+    probe(ProbeSpec(Path(store.path), ["ridge"], **run), lambda _: None)
+    probe(ProbeSpec(Path(store.path), ["ridge"], shots=[5], repeats=2, **run), lambda _: None)
+    labels = Path(store.path).with_suffix(".csv")
+    rows = [f"{name},{number % 7}" for split in store.splits for number, name in enumerate(store.ids(split))]
+    labels.write_text("\n".join(["id,value", *rows]))
+    probe(ProbeSpec(Path(store.path), ["ridge"], labels=labels, task="regress", **run), lambda _: None)
+    html = page_of(store)
+    assert "8 fits of labels that are not classes are in the table of fits alone" in html
+    assert "16 fits on fewer training rows than 120 are left out" in html
+    assert "ridge, pool 4: held-out top-1" in html
+
+
+def test_few_shots_have_maps(make_store: Build) -> None:
+    store = make_store({"train": 120, "test": 60}, KEYS, separation=1.5)
+    probe(ProbeSpec(Path(store.path), ["ridge"], shots=[5], repeats=2, device="cpu", threads=1), lambda _: None)
+    html = page_of(store)
+    assert "Not shown: the results mix" not in html
+    assert "ridge, pool 4: held-out top-1" in html
+
+
+def test_a_store_without_features_is_refused(make_store: Build) -> None:
+    with pytest.raises(UnknownFeatures, match="run diffssl-extract first"):
+        make_report([make_store({"train": 60}, [])], {}, "the command", 60, 0, lambda _: None)
+
+
+def test_other_samples_of_the_same_features_are_another_store(make_store: Build) -> None:
+    store = make_store({"train": 90, "test": 60})
+    other = make_store({"train": 80, "test": 50}, name="other.zarr")
+    assert store.feature_id == other.feature_id
+    probe(ProbeSpec(Path(other.path), ["ridge"], device="cpu", threads=1), lambda _: None)
+    with pytest.raises(NoResults, match="features or samples"):
+        read_results_of([store], [results_of(other)])
+    assert read_results_of([store, other], [results_of(other)])
 
 
 def test_results_of_another_store_are_refused(make_store: Build) -> None:

@@ -29,8 +29,9 @@ def store(make_store: Build) -> FeatureStore:
 
 
 def test_what_was_run_names_the_commands_that_run_it_again(store: FeatureStore) -> None:
-    about = {
+    about: dict[str, Any] = {
         "feature_id": store.feature_id,
+        "data_id": {split: store.data_id(split) for split in store.splits},
         "n_train": 60,
         "n_test": 40,
         "task": "classify",
@@ -41,21 +42,22 @@ def test_what_was_run_names_the_commands_that_run_it_again(store: FeatureStore) 
     ridge = [about | {"head": "ridge", "block": b, "timestep": 10, "pool": p} for b, p in ((1, 1), (2, 1), (2, 4))]
     knn = [{**ridge[0], "head": "knn"}]
     joined = [about | {"head": "ridge", "block": [1, 2], "timestep": [10, 10], "pool": [1, 4]}]
-    section = run_section([store], {"a b.results": ridge + knn + joined}, "diffssl-analyze report")
-    features, fits, _, commands = section.parts
+    section = run_section([store], {"a b.results": ridge + knn + joined}, "diffssl-analyze report", ["a note"])
+    features, fits, note, _, commands = section.parts
     assert isinstance(features, Table)
     assert isinstance(fits, Table)
     assert isinstance(commands, Words)
+    assert note == Words("a note", "note")
     assert [row[2:4] for row in features.rows] == [["test", "40 of 40"], ["train", "60 of 60"]]
     shared = [60, 40, "classify"]
-    assert fits.rows == [["a b.results", "ridge", 4, *shared, 6.0], ["a b.results", "knn", 1, *shared, 1.5]]
+    assert fits.rows == [["a b.results", "ridge", *shared, 4, 6.0], ["a b.results", "knn", *shared, 1, 1.5]]
     extract, *probes, report = commands.text.splitlines()
     assert extract.startswith("diffssl-extract")
     start = f"diffssl-probe --store {store.path} --head"
     assert probes == [
+        f"{start} ridge --blocks 1@1,2@4 --timesteps 10 --concat --out 'a b.results'",
         f"{start} ridge --out 'a b.results'",
         f"{start} knn --blocks 1@1 --timesteps 10 --out 'a b.results'",
-        f"{start} ridge --blocks 1@1,2@4 --timesteps 10 --concat --out 'a b.results'",
     ]
     assert report == "diffssl-analyze report"
 

@@ -135,7 +135,7 @@ def test_two_stores_are_compared(make_store: Build) -> None:
     html = make_report(stores, results, "the command", 60, 0, lambda _: None)
     assert f"16 settings on the same {60} test rows" in html
     assert "Not shown: " in html, "there are no thumbnails"
-    assert "<option value="a">a</option>" in html
+    assert '<option value="a">a</option>' in html
     assert html.count("linear CKA, unbiased, 60 rows") == 1
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,7 +64,15 @@ def can_pack(weight: Tensor) -> bool:
     """Whether :class:`PackedConvolution` takes these weights here."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    known: bool = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return known
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _packs_bfloat16())
+
+
+@cache
+def _packs_bfloat16() -> bool:
+    """Whether this processor does: oneDNN says so of some for which torch's operator then refuses to."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    with suppress(RuntimeError):
+        PackedConvolution(torch.zeros(8, 8, 3, 3, dtype=torch.bfloat16), None, (8, 8))
+        return True
+    return False

@@ -296,7 +296,7 @@ def test_signals_lose_nothing_that_is_committed(
     start: Start, tmp_path: Path, run_main: RunMain, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Exit code 130, and the message names the command that goes on; it does."""
-    arguments = ["--blocks", "8,24", "--timesteps", "10,90", "--limit", "192", "--row-block", "16", "--store", "my feats.zarr"]
+    arguments = ["--blocks", "8,24", "--timesteps", "10,90", "--limit", "256", "--row-block", "16", "--store", "my feats.zarr"]
     process = start(*arguments)
     journal = tmp_path / "my feats.zarr/journal/all"
     deadline = time.monotonic() + 120
@@ -313,16 +313,16 @@ def test_signals_lose_nothing_that_is_committed(
     words = shlex.split(message[-1])
     assert words == ["diffssl-extract", *arguments]
     commits = {path.name: path.read_bytes() for path in journal.iterdir()}
-    assert 2 <= len(commits) < 24
+    assert 2 <= len(commits) < 32
     store = FeatureStore.open(tmp_path / "my feats.zarr")
     assert list(verify(store)) == []
     monkeypatch.chdir(tmp_path)
     code, out, err = run_main(*words[1:])
     assert code == 0
     assert "Error" not in err
-    assert f"{len(commits)} of 24 units are there" in out
+    assert f"{len(commits)} of 32 units are there" in out
     assert {name: (journal / name).read_bytes() for name in commits} == commits
     store = FeatureStore.open(tmp_path / "my feats.zarr")
     assert len(store.keys("all")) == 4
-    assert store.missing(store.keys("all"), "all", 192) == []
+    assert store.missing(store.keys("all"), "all", 256) == []
     assert list(verify(store)) == []

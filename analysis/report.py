@@ -59,9 +59,7 @@ def make_report(
         UnknownFeatures: a store has no features.
     """
     store = stores[0]
-    for one in stores:
-        if not any(one.keys(split) for split in one.splits):
-            raise UnknownFeatures(one.path, "the store has no features yet; run diffssl-extract first")
+    _require_features(stores)
     lines, notes = _shown(results)
 
     @cache
@@ -77,9 +75,7 @@ def make_report(
 
     @cache
     def best() -> Result:
-        if not lines:
-            raise NoResults(f"there are no results; run diffssl-probe --store {store.path}")
-        return min(lines, key=lambda line: (-line["val_top1"], line["results"], line["head"], describe_setting(line)))
+        return _best(lines, store)
 
     def best_store() -> FeatureStore:
         return store_of(best(), stores) or store
@@ -124,6 +120,19 @@ def read_results_of(stores: Sequence[FeatureStore], folders: Sequence[Path]) -> 
         if lines:
             found[str(folder)] = lines
     return found
+
+
+def _require_features(stores: Sequence[FeatureStore]) -> None:
+    for one in stores:
+        if not any(one.keys(split) for split in one.splits):
+            raise UnknownFeatures(one.path, "the store has no features yet; run diffssl-extract first")
+
+
+def _best(lines: Sequence[Result], store: FeatureStore) -> Result:
+    """The best by held-out accuracy, of equals the first by name."""
+    if not lines:
+        raise NoResults(f"there are no results; run diffssl-probe --store {store.path}")
+    return min(lines, key=lambda line: (-line["val_top1"], line["results"], line["head"], describe_setting(line)))
 
 
 def _shown(results: Mapping[str, Sequence[Result]]) -> tuple[list[Result], list[str]]:

@@ -255,7 +255,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     running: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: str, name: str = "run", gate: Path | None = None) -> subprocess.Popen[str]:
-        code = "import sys; from diffssl.extract.cli import main; "
+        # What is started in the background of a script inherits that SIGINT is ignored.
+        code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        code += "import sys; from diffssl.extract.cli import main; "
         if gate is not None:
             code += "import time, pathlib, diffssl.extract.pipeline, diffssl.extract.adm\n"
             code += f"pathlib.Path({f'{name}.ready'!r}).touch(); gate = pathlib.Path({str(gate)!r})\n"

@@ -38,7 +38,7 @@ from .scope import pick_maps, pick_rows, pick_split, pick_vectors
 from .sheets import map_sheet, neighbour_sheet
 from .similarity import groups_of, labels, noise_to_noise, pairs, similarity, statistics_table
 from .stored_rows import Selected, select
-from .table import AccuracyMap, accuracy_maps, of_most_rows, write_maps
+from .table import AccuracyMap, NoResults, accuracy_maps, of_most_rows, write_maps
 from .test_set import find_test_set
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -353,7 +353,11 @@ def report_command(stores: Sequence[str], results: Sequence[Path], n: int, seed:
         word for name, values in (("--store", stores), ("--results", folders)) for one in values for word in (name, str(one))
     ]
     command = shlex.join(["diffssl-analyze", "report", *named, "--n", str(n), "--seed", str(seed), "--out", str(out)])
-    page = make_report(opened, read_results_of(opened, folders), command, n, seed, lambda name: click.echo(f"  {name}"))
+    found = read_results_of(opened, folders)
+    empty = [str(folder) for folder in results if str(folder) not in found]
+    if empty:
+        raise NoResults(f"{', '.join(empty)}: no results; run diffssl-probe first, or leave --results out")
+    page = make_report(opened, found, command, n, seed, lambda name: click.echo(f"  {name}"))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     click.echo(f"{human_bytes(out.stat().st_size)} in {out}")

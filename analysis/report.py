@@ -14,7 +14,7 @@ from ..probe.table import describe_setting
 from ..store import DiffsslError, FeatureStore, UnknownFeatures
 from ..store.choice import Choice
 from .cka import UNBIASED
-from .compare import Comparison, compare
+from .compare import compare
 from .page import Section, Words, render
 from .paired import paired_settings
 from .picture_sections import neighbours_section, pictures_section
@@ -69,13 +69,9 @@ def make_report(
         found = select(stores, [choice for choice, _ in choices], split, rows, MAX_FEATURES)
         return Selected(found.settings, found.labels, [*found.notes, *(note for _, own in choices for note in own)])
 
-    @cache
-    def compared() -> Comparison:
-        return compare(lines, np.random.default_rng(seed))
-
-    @cache
-    def best() -> Result:
-        return _best(lines, store)
+    compared = cache(lambda: compare(lines, np.random.default_rng(seed)))
+    maps = cache(lambda: accuracy_maps(lines))
+    best = cache(lambda: _best(lines, store))
 
     def best_store() -> FeatureStore:
         return store_of(best(), stores) or store
@@ -83,8 +79,8 @@ def make_report(
     makers: dict[str, Callable[[], Section]] = {
         "What was run": lambda: run_section(stores, results, command, notes),
         "Which setting to use": lambda: guideline_section(compared()),
-        "Maps": lambda: maps_section(accuracy_maps(lines)),
-        "Curves": lambda: curves_section(accuracy_maps(lines)),
+        "Maps": lambda: maps_section(maps()),
+        "Curves": lambda: curves_section(maps()),
         "Comparison": lambda: comparison_section(compared()),
         "Complements": lambda: complement_section(paired_settings(lines), np.random.default_rng(seed)),
         "Confusions": lambda: confusion_section(best(), stores),

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
-from ..probe.bootstrap import LEVEL
+from ..probe.bootstrap import LEVEL, RESAMPLES, resample_counts
 from .rows import Degenerate, Rows, chunks, float64
 
 BIASED, UNBIASED = "biased", "unbiased"
@@ -56,6 +56,7 @@ def cka(
     *,
     names: Sequence[str] = (),
     tile_bytes: int = TILE_BYTES,
+    seed: int = 0,
     progress: Callable[[int, int], object] = lambda *_: None,
 ) -> Similarity:
     """Linear CKA of all pairs of feature matrices with the same rows.
@@ -68,19 +69,22 @@ def cka(
     setting, and 8 x 32 x S^2 bytes. Time is n^2 (sum of d + S^2 / 2) / 2 multiply-adds; where (sum of d)^2 < n (sum of d +
     S^2 / 2), a few narrow settings of many rows, ||X'Y||^2 would be cheaper.
 
-    Intervals are 95 %, over the chance of the rows, for independent rows in random order (a store's are): an infinitesimal
-    jackknife. Drawing rows with replacement is no good here, since a row paired with its copy is as similar as can be in
-    all settings; it pushes CKA towards 1. Row a moves HSIC by 2 (q_a - mean of q) / n, with q_a = sum_b K_ab L_ab / n (how the
-    centring moves is of second order), and CKA by that of its three HSICs. The sums of these over 32 groups of consecutive
-    rows give the standard error, put on the scale of Fisher's z, so that intervals stay below 1, with Student's t of 31
-    degrees of freedom. They are about the sampling of rows alone: HSIC_0's bias, which is of order d / n, stays in it, and
-    near 0, where the first-order effect vanishes, they are too wide.
+    Intervals are 95 %, over the chance of the rows, for independent rows in random order (a store's are), by bootstrap over
+    32 groups of consecutive rows. Drawing rows and forming their Gram matrices is no good here, since a row paired with its
+    copy is as similar as can be in all settings; it pushes CKA towards 1. So a resample weights what each row adds to the
+    HSICs of the sample, q_a = sum_b K_ab L_ab for row a, summed over a group: no copy meets its row, and a resample costs
+    nothing. Moving one row of n moves HSIC twice as far as its q_a says, once as a and once as b, to first order (how the
+    centring moves is of second order); so deviations of resamples count twice, on the scale of Fisher's z, which keeps
+    intervals below 1. Ends are expanded percentiles for 32 groups (Hesterberg 2015, arXiv 1411.5279, 5.3). They are about the
+    sampling of rows alone: HSIC_0's bias, which is of order d / n, stays in it, and near 0, where the first-order effect
+    vanishes, they are a little wide.
 
     Args:
         features: S times (n, d), with d of their own; arrays, or anything that gives ranges of rows.
         estimator: ``"biased"`` (HSIC_0) or ``"unbiased"`` (HSIC_1).
         names: of the features, for messages; numbers if none.
         tile_bytes: bytes of the tiles of all settings.
+        seed: of the resamples.
         progress: called with the number of tiles that are done, and of all.
 
     Raises:
@@ -102,7 +106,8 @@ def cka(
         else:
             own = np.outer(d.sum(axis=1), traces)
             sums[group] += (own + own.T) / (2 * (n - 1) * (n - 2)) - 2 / (n - 2) * (d @ d.T)
-    return _alignment(sums, np.square(traces) / n, names)
+    value = _alignment(sums.sum(axis=0), np.square(traces) / n, names)
+    return Similarity(value, *_intervals(value, sums, np.random.default_rng(seed)))
 
 
 def _check(features: Sequence[Rows], estimator: str) -> int:
@@ -194,22 +199,35 @@ def _within(rows: slice, panel: slice) -> slice:
     return slice(rows.start - panel.start, rows.stop - panel.start)
 
 
-def _alignment(sums: Float, sizes: Float, names: Sequence[str]) -> Similarity:
-    """CKA and its intervals from (groups, S, S) parts of all HSICs; an HSIC without digits beside ``sizes`` is refused."""
-    hsic = sums.sum(axis=0)
+def _alignment(hsic: Float, sizes: Float, names: Sequence[str]) -> Float:
+    """CKA from the (S, S) HSICs; one of a setting with itself that has no digits beside ``sizes`` is refused."""
     own = np.diagonal(hsic)
     for name in [name for name, value, size in zip(names, own, sizes, strict=True) if not value > _SAME * size]:
         raise Degenerate(f"{name}: all rows are equally similar, so that CKA is 0 / 0; leave the setting out")
-    norm = np.sqrt(np.outer(own, own))
-    value = hsic / norm
-    squares = np.zeros_like(value)
-    for part in sums:
-        relative = np.diagonal(part) / own
-        squares += np.square(2 * part / norm - value * np.add.outer(relative, relative))
-    inside = 1 - np.square(value) > _SAME
-    slope = np.where(inside, 1 - np.square(value), 1)
-    error = np.sqrt(len(sums) / (len(sums) - 1) * squares) / slope
-    width = stdtrit(len(sums) - 1, (1 + LEVEL) / 2) * error
-    z = np.arctanh(np.where(inside, value, 0))
-    low, high = (np.where(inside, np.tanh(z + sign * width), value) for sign in (-1, 1))
-    return Similarity(value, low, high)
+    value: Float = hsic / np.sqrt(np.outer(own, own))
+    return value
+
+
+def _intervals(value: Float, parts: Float, rng: np.random.Generator) -> tuple[Float, Float]:
+    """Ends of the intervals of ``value``, (S, S) each, from (groups, S, S) parts of the HSICs, resampled."""
+    groups = len(parts)
+    weights = np.concatenate([counts.T for counts in resample_counts(groups, RESAMPLES, rng)])
+    tail = ndtr(stdtrit(groups - 1, (1 - LEVEL) / 2) * np.sqrt(groups / (groups - 1)))
+    own = weights @ np.einsum("gss->gs", parts)
+    scale = np.sqrt(np.where(own > 0, own, np.nan))  # few rows, unbiased: a resample may have no CKA, and does not count
+    low, high = value.copy(), value.copy()  # of what is the same but for rounding, and of the diagonal
+    for row in range(len(value)):
+        others = row + 1 + np.flatnonzero(1 - np.square(value[row, row + 1 :]) > _SAME)
+        if not len(others):
+            continue
+        drawn = _fisher(weights @ parts[:, row, others] / (scale[:, [row]] * scale[:, others]))
+        z = _fisher(value[row, others])
+        ends = z + 2 * (np.nanquantile(drawn, [tail, 1 - tail], axis=0) - z)
+        for end, values in zip((low, high), np.tanh(ends), strict=True):
+            end[row, others] = end[others, row] = values
+    return low, high
+
+
+def _fisher(correlation: Float) -> Float:
+    """Fisher's z, with what rounding puts at 1 or beyond drawn to just below it."""
+    return np.arctanh(np.clip(correlation, -1 + _SAME, 1 - _SAME))

@@ -213,7 +213,7 @@ def _select(
     stores: Sequence[str], blocks: Sequence[Any], split: str | None, n: int | None, features: int | None, **rest: Any
 ) -> Selected:
     if len(blocks) > 1 and len(blocks) != len(stores):
-        raise click.UsageError(f"--blocks is given {len(blocks)} times for {len(stores)} stores; give it once, or once a store")
+        raise click.UsageError(f"--blocks is given {len(blocks)} times, stores {len(stores)}; give it once, or once a store")
     if len(set(stores)) < len(stores):
         raise click.UsageError("a store is given twice")
     own = [*blocks] if len(blocks) > 1 else [*(blocks or [None])] * len(stores)

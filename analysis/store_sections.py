@@ -88,7 +88,13 @@ def similarity_section(selected: Selected, found: Similarity, estimator: str) ->
         f"{Path(one.store.path).stem} {name}" if several else name for one, name in zip(selected.settings, short, strict=True)
     ]
     values = found.value
-    hover = [[f"{names[i]} and {names[j]}: {values[i, j]:.3f}" for j in range(len(names))] for i in range(len(names))]
+    hover = [
+        [
+            f"{names[i]} and {names[j]}: {values[i, j]:.3f} [{found.low[i, j]:.3f}, {found.high[i, j]:.3f}]"
+            for j in range(len(names))
+        ]
+        for i in range(len(names))
+    ]
     one = selected.settings[0]
     caption = f"linear CKA, {estimator}, {len(one.rows)} rows of {one.split}; bright is 1"
     low = min(0.0, float(np.nanmin(values)))
@@ -96,7 +102,8 @@ def similarity_section(selected: Selected, found: Similarity, estimator: str) ->
     return Section(
         "Similarity",
         [*map(Words, selected.notes), heat],
-        "How alike the features of two settings are, up to rotation and scale.",
+        "How alike the features of two settings are, up to rotation and scale; 95 % intervals, by bootstrap, are shown when "
+        "the pointer is on a cell.",
     )
 
 

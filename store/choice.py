@@ -55,11 +55,14 @@ def choose(store: FeatureStore, choice: Choice, there: Mapping[str, Sequence[Fea
     if unknown:
         raise UnknownFeatures(store.path, f"there is no split {unknown[0]!r}; the store has: {', '.join(there) or 'none yet'}")
     chosen = matching(store, choice, there)
-    absent = _absent(choice, [key for keys in chosen.values() for key in keys], _map_sizes(store))
-    if absent:
-        known = "; ".join(grids(dict.fromkeys(key for split in chosen for key in there[split]))) or "no settings yet"
-        where = f" in {', '.join(chosen)}"
-        raise UnknownFeatures(store.path, f"there is no {absent[0]} with the rest of the selection{where}; there are: {known}")
+    all_keys = list(dict.fromkeys(key for split in chosen for key in there[split]))
+    sizes = _map_sizes(store)
+    for keys, among in ((all_keys, ""), ([key for own in chosen.values() for key in own], " with the rest of the selection")):
+        absent = _absent(choice, keys, sizes)
+        if absent:
+            known = "; ".join(grids(all_keys)) or "no settings yet"
+            where = f" in {', '.join(chosen)}"
+            raise UnknownFeatures(store.path, f"there is no {absent[0]}{among}{where}; there are: {known}")
     return chosen
 
 

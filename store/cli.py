@@ -174,8 +174,8 @@ def import_command(file: Path, store: str) -> None:
 def run(command: click.Command, stopped: str = "stopped") -> None:
     """Run a command of diffssl as a program.
 
-    A ``DiffsslError`` becomes one message on stderr and exit code 1; SIGINT and SIGTERM the message ``stopped`` and exit
-    code 130; bad options exit with 2; a bug keeps its traceback.
+    A ``DiffsslError`` becomes one message on stderr and exit code 1, and so does what the system says of a file; SIGINT and
+    SIGTERM become the message ``stopped`` and exit code 130; bad options exit with 2; a bug keeps its traceback.
     """
 
     def interrupt(*_: object) -> None:
@@ -194,6 +194,11 @@ def run(command: click.Command, stopped: str = "stopped") -> None:
         raise SystemExit(130) from None
     except DiffsslError as error:
         click.echo(f"Error: {error}", err=True)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"Error: {error.filename}: {error.strerror}", err=True)
         raise SystemExit(1) from None
 
 

@@ -482,9 +482,10 @@ def test_statistics_of_a_store(two_stores: list[Path], monkeypatch: pytest.Monke
     [
         (["cka", "none.zarr"], 1, "there is no feature store here"),
         (["cka", "--split", "all"], 1, "there is no split 'all'"),
-        (["cka", "--blocks", "9"], 1, "there is no block 9"),
+        (["cka", "--blocks", "9"], 1, "there is no block 9 in "),
         (["cka", "--draws", "7"], 1, "there is no draw 7"),
-        (["cka", "--blocks", "1", "--blocks", "2"], 2, "--blocks is given 2 times for 1 stores"),
+        (["cka", "--timesteps", "11"], 1, "there is no timestep 11 in "),
+        (["cka", "--blocks", "1", "--blocks", "2"], 2, "--blocks is given 2 times, stores 1"),
         (["cka", "feats.zarr", "feats.zarr"], 2, "a store is given twice"),
         (["cka", "--n", "3"], 2, "3 is not in the range x>=4"),
         (["cka", "--estimator", "rbf"], 2, "'rbf' is not one of 'biased', 'unbiased'"),
@@ -492,6 +493,7 @@ def test_statistics_of_a_store(two_stores: list[Path], monkeypatch: pytest.Monke
         (["cka", "--features", "0"], 2, "0 is not in the range"),
         (["statistics", "none.zarr"], 1, "there is no feature store here"),
         (["statistics", "--out", "statistics.png"], 2, "files are .csv, .parquet"),
+        (["statistics", "--out", "/proc/statistics.csv"], 1, "Error: /proc/statistics.csv: No such file or directory"),
     ],
     ids=str,
 )

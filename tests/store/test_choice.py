@@ -27,14 +27,15 @@ CHOICES: list[tuple[dict[str, Any], dict[str, list[FeatureKey]]]] = [
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"splits": ["val"]}, r"there is no split 'val'; the store has: test, train"),
     ({"blocks": {1: set(), 3: set()}}, r"there is no block 3 .*in test, train; there are: blocks 1 x .*; blocks 2 x "),
-    ({"timesteps": [10, 11]}, "there is no timestep 11 "),
+    ({"timesteps": [10, 11]}, "there is no timestep 11 in test, train"),
+    ({"timesteps": [11], "crops": [0], "draws": [0]}, "there is no timestep 11 in test, train"),
     ({"pools": [1, 3]}, "there is no pool 3 "),  # taken as it is stored: nothing that is larger than a map means the map
     ({"pools": [8]}, "there is no pool 8 "),
-    ({"blocks": {1: {2}}}, "there is no block 1 "),
+    ({"blocks": {1: {2}}}, "there is no pool 2 of block 1 in"),
     ({"blocks": {1: {2, 4}}}, "there is no pool 2 of block 1 "),
     ({"blocks": {1: {1}, 2: ("full", 1)}}, "there is no pool 1 of block 2 "),
-    ({"blocks": {1: set()}, "timesteps": [90]}, "there is no block 1 "),
-    ({"splits": ["test"], "timesteps": [90]}, "there is no timestep 90 with the rest of the selection in test"),
+    ({"blocks": {1: set()}, "timesteps": [90]}, "there is no block 1 with the rest of the selection in test, train"),
+    ({"splits": ["test"], "timesteps": [90]}, "there is no timestep 90 in test; there are: "),
 ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -282,6 +283,7 @@ class TestProgram:
         [
             (StoreNotFound("a.zarr", "gone"), 1, "Error: a.zarr: gone\n"),
             (click.ClickException("odd"), 1, "Error: odd\n"),
+            (PermissionError(errno.EACCES, "Permission denied", "b.png"), 1, "Error: b.png: Permission denied\n"),
             (KeyboardInterrupt(), 130, "Error: run it again to go on\n"),
             (click.Abort(), 130, "Error: run it again to go on\n"),
         ],
@@ -304,13 +306,14 @@ class TestProgram:
         assert caught.value.code == code
         assert capsys.readouterr().err.lstrip("\n") == text
 
-    def test_a_bug_keeps_its_traceback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("bug", [RuntimeError("a bug"), OSError("a bug that names no file")])
+    def test_a_bug_keeps_its_traceback(self, monkeypatch: pytest.MonkeyPatch, bug: Exception) -> None:
         @click.command()
         def command() -> None:
-            raise RuntimeError("a bug")
+            raise bug
 
         monkeypatch.setattr(sys, "argv", ["command"])
-        with pytest.raises(RuntimeError, match="a bug"):
+        with pytest.raises(type(bug), match="a bug"):
             run(command)
 
     def test_sigterm_stops_as_ctrl_c_does(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

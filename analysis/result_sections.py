@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..probe.table import describe_setting
-from ..store import FeatureStore
+from ..store import FeatureStore, IncompleteFeatures, UnknownFeatures
 from .chart import Chart, Line
 from .compare import Compared, Comparison, guideline
 from .complement import Complement, complement
-from .confusion import confusion, most_confused
+from .confusion import ConfusedPair, confusion, most_confused
 from .curves import Curve, make_curves
 from .page import Heat, Part, Picture, Pictures, Section, Table, Words
 from .paired import Setting
@@ -156,23 +156,23 @@ def confusion_section(best: Result, stores: Sequence[FeatureStore]) -> Section:
         for one in pairs
     ]
     parts.append(Table("Most confused pairs", ["class", "taken for", "rows", "share of the class"], rows))
-    if store.thumbnail(tested.split) is not None:
-        parts.append(
-            Pictures(
-                "The first rows of the most confused pairs",
-                [],
-                [
-                    (
-                        f"{tested.classes[one.label]}\ntaken for\n{tested.classes[one.predicted]}",
-                        [_thumbnail(store, tested, number) for number in one.rows[:_EXAMPLES].tolist()],
-                    )
-                    for one in pairs[:_PAIRS]
-                ],
-            )
-        )
-    else:
-        parts.append(Words(f"{store.path} has no thumbnails to show; diffssl-extract --thumbnails 64 adds them", "note"))
+    parts.append(_examples(store, tested, pairs[:_PAIRS]))
     return Section("Confusions", parts, f"Of {best['head']} on {describe_setting(best)}, the best by held-out accuracy.")
+
+
+def _examples(store: FeatureStore, tested: TestSet, pairs: Sequence[ConfusedPair]) -> Part:
+    """Pictures of the first rows of pairs; where there are none, why, and what to do."""
+    try:
+        rows = [
+            (
+                f"{tested.classes[one.label]}\ntaken for\n{tested.classes[one.predicted]}",
+                [_thumbnail(store, tested, number) for number in one.rows[:_EXAMPLES].tolist()],
+            )
+            for one in pairs
+        ]
+    except (UnknownFeatures, IncompleteFeatures) as error:
+        return Words(str(error), "note")
+    return Pictures("The first rows of the most confused pairs", [], rows)
 
 
 def _matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Heat:

@@ -10,7 +10,7 @@ A wrong *call* (bad argument) is a ``ValueError``. Everything else that a user c
     │   ├── IncompleteFeatures     rows that were asked for are not committed yet
     │   ├── CorruptStore           committed data is damaged, missing or NaN
     │   ├── IdentityMismatch       the store belongs to another data set, backbone or preprocessing
-    │   └── StorageFull            the disk cannot hold what is about to be written
+    │   └── StorageFull            the disk cannot hold what is about to be written, or is full
     ├── ClusterError               there is no such cluster, or its workers cannot be used
     ├── ExtractError               see ``extract/errors.py``
     └── ProbeError                 see ``probe/errors.py``
@@ -83,7 +83,7 @@ class IdentityMismatch(StoreError):
 
 
 class StorageFull(StoreError):
-    """The disk cannot hold what is about to be written."""
+    """The disk cannot hold what is about to be written, or is full."""
 
 
 def _rebuild(kind: type[DiffsslError], args: tuple[Any, ...], state: Mapping[str, Any]) -> DiffsslError:

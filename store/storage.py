@@ -11,7 +11,7 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
+
+from .errors import StorageFull
 
 T = TypeVar("T")
 
@@ -70,14 +72,19 @@ class LocalStorage:
         return np.asarray(array[:])
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file if there is none of this name; True if it is now ours, False if somebody was first."""
+        """Write a file if there is none of this name; True if it is now ours, False if somebody was first.
+
+        Raises:
+            StorageFull: there is no room for it.
+        """
         if self.exists(name):
             return False
         temporary, target = self._temporary(), self.root / name
         try:
-            _fill(temporary, [data])
-            _sync(temporary)
-            _make_folder_if_needed(lambda: os.link(temporary, target), target)
+            with self._room():
+                _fill(temporary, [data])
+                _sync(temporary)
+                _make_folder_if_needed(lambda: os.link(temporary, target), target)
         except FileExistsError:
             return False
         finally:
@@ -92,13 +99,17 @@ class LocalStorage:
         """Write files, replacing those of the same names. The caller syncs their folders (:meth:`sync_folders`).
 
         All are written before the first is synced: a journalling file system then syncs them at once.
+
+        Raises:
+            StorageFull: there is no room for them all; those of before are there.
         """
         temporaries = [self._temporary() for _ in files]
         try:
-            _side_by_side(_fill, temporaries, files.values())
-            _side_by_side(_sync, temporaries)
-            for temporary, name in zip(temporaries, files, strict=True):
-                _move(temporary, self.root / name)
+            with self._room():
+                _side_by_side(_fill, temporaries, files.values())
+                _side_by_side(_sync, temporaries)
+                for temporary, name in zip(temporaries, files, strict=True):
+                    _move(temporary, self.root / name)
         except BaseException:
             for temporary in temporaries:
                 temporary.unlink(missing_ok=True)
@@ -178,6 +189,17 @@ class LocalStorage:
             folder = folder.parent
         status = os.statvfs(folder)
         return status.f_bavail * status.f_frsize
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Say what to do where the disk, a quota or a limit of the size of files ends a write."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            what = f"{os.strerror(error.errno)}: nothing more can be written; everything that is committed is kept"
+            raise StorageFull(self.root, f"{what}. Make room, and run the same command again to go on") from error
 
     def _temporary(self) -> Path:
         return self.root / "journal" / f"{_TEMPORARY}{uuid.uuid4().hex}"

@@ -119,6 +119,16 @@ def test_without_thumbnails_the_rest_is_there(make_store: Build) -> None:
     assert len(re.findall("Not shown", html)) == 2, "pictures and neighbours"
 
 
+def test_thumbnails_that_are_not_complete_take_nothing_but_pictures(make_store: Build, add_pictures: AddPictures) -> None:
+    store = make_store({"train": 90, "test": 150}, KEYS, separation=1.5)
+    add_pictures(store.path, "test", row_blocks=[1])
+    probe(ProbeSpec(Path(store.path), ["ridge"], device="cpu", threads=1), lambda _: None)
+    html = page_of(FeatureStore.open(store.path))
+    assert "Most confused pairs" in html
+    assert "The first rows of the most confused pairs" not in html
+    assert html.count("are not committed yet") == 3, "confusions, pictures, neighbours"
+
+
 def test_one_fit_has_confusions(make_store: Build) -> None:
     store = make_store({"train": 90, "test": 60}, separation=1.5)
     probe(ProbeSpec(Path(store.path), ["ridge"], device="cpu", threads=1), lambda _: None)

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from diffssl.store import FeatureStore
+from diffssl.store import FeatureStore, StorageFull
 from diffssl.store.storage import LocalStorage
 
 
@@ -79,6 +80,28 @@ def test_a_failed_write_leaves_nothing(storage: LocalStorage) -> None:
         storage.create("other", "not bytes")  # type: ignore[arg-type]
     assert storage.read("shard") == b"good"
     assert files(storage.root) == ["shard"]
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Files of this process end at 1,000 bytes, as those on a full disk do."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_is_full_leaves_what_was_there(storage: LocalStorage) -> None:
+    storage.replace({"a": [b"old"]})
+    advice = r"nothing more can be written; everything that is committed is kept\. Make room, and run the same command again"
+    with pytest.raises(StorageFull, match=advice):
+        storage.replace({"a": [b"new"], "b": [bytes(2000)]})
+    with pytest.raises(StorageFull, match=advice):
+        storage.create("c", bytes(2000))
+    assert storage.read("a") == b"old"
+    assert storage.names("") == ["a"]
+    assert storage.names("journal") == []
 
 
 def test_remove_and_prune(storage: LocalStorage) -> None:

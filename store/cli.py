@@ -18,6 +18,7 @@ from .key import FeatureKey, grids
 from .progress import progress_bar
 from .repair import repair
 from .selection import parse_blocks, parse_numbers, parse_pools
+from .storage import NO_ROOM
 from .verify import committed_shards, verify
 
 _STORE = click.argument("store", default="feats.zarr")
@@ -196,9 +197,10 @@ def run(command: click.Command, stopped: str = "stopped") -> None:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(1) from None
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in NO_ROOM:
             raise
-        click.echo(f"Error: {error.filename}: {error.strerror}", err=True)
+        where = "" if error.filename is None else f"{error.filename}: "
+        click.echo(f"Error: {where}{error.strerror}", err=True)
         raise SystemExit(1) from None
 
 

@@ -25,6 +25,8 @@ from .errors import StorageFull
 
 T = TypeVar("T")
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 _TEMPORARY = "tmp-"
 _STALE_SECONDS = 24 * 3600.0
 _WRITERS = 4
@@ -196,7 +198,7 @@ class LocalStorage:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in NO_ROOM:
                 raise
             what = f"{os.strerror(error.errno)}: nothing more can be written; everything that is committed is kept"
             raise StorageFull(self.root, f"{what}. Make room, and run the same command again to go on") from error

@@ -284,6 +284,7 @@ class TestProgram:
             (StoreNotFound("a.zarr", "gone"), 1, "Error: a.zarr: gone\n"),
             (click.ClickException("odd"), 1, "Error: odd\n"),
             (PermissionError(errno.EACCES, "Permission denied", "b.png"), 1, "Error: b.png: Permission denied\n"),
+            (OSError(errno.ENOSPC, "No space left on device"), 1, "Error: No space left on device\n"),
             (KeyboardInterrupt(), 130, "Error: run it again to go on\n"),
             (click.Abort(), 130, "Error: run it again to go on\n"),
         ],

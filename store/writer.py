@@ -12,13 +12,11 @@ from .errors import DiffsslError
 from .feature_store import FeatureStore
 from .journal import Commit
 from .key import ArrayKey, FeatureKey
-from .layout import ArrayLayout, block_range
+from .layout import block_range
 from .rows import LeftOut
 from .shard import encode_shard
 
 _Key = TypeVar("_Key", bound=ArrayKey)
-
-_ALIGNMENT = 64  # bytes, of a line of a processor's cache
 
 
 class NotFinite(DiffsslError):
@@ -66,7 +64,6 @@ class UnitWriter:
         self._layouts = {key: store.layout(key, split) for key in keys}
         self._rows = block_range(store.n_rows(split), store.header.row_block, row_block)
         self._open: dict[ArrayKey, NDArray[Any]] = {}
-        self._free: dict[ArrayKey, NDArray[Any]] = {}
         self._filled: dict[ArrayKey, int] = dict.fromkeys(keys, 0)
         self._checksums: dict[ArrayKey, list[str]] = {key: [] for key in keys}
         self._written: set[str] = set()
@@ -88,8 +85,6 @@ class UnitWriter:
         for key, values in features.items():
             self._check(key, values)
         self._left_out.update(left_out)
-        if not any(self._filled.values()):
-            self._free = _shard_memory(self._layouts, len(self._rows))
         self._failed = True  # until the rows are kept: a part of them must never be committed
         full = [shard for key, values in features.items() for shard in self._append(key, values)]
         self._put(full)
@@ -137,8 +132,7 @@ class UnitWriter:
             at = filled % layout.shard_rows
             if key not in self._open:
                 rows = min(layout.shard_rows, len(self._rows) - filled)
-                memory = self._free.pop(key, None)
-                self._open[key] = (np.empty((rows, *layout.row_shape), layout.dtype) if memory is None else memory)[:rows]
+                self._open[key] = np.empty((rows, *layout.row_shape), dtype=layout.dtype)
             shard = self._open[key]
             part = values[done : done + len(shard) - at]
             place = shard[at : at + len(part)]
@@ -171,22 +165,6 @@ class UnitWriter:
             self._checksums[key].append(checksum)
         self._store.storage.replace(files)
         self._written |= files.keys()
-        self._free |= {key: values for key, _, values in shards}
-
-
-def _shard_memory(layouts: Mapping[ArrayKey, ArrayLayout], rows: int) -> dict[ArrayKey, NDArray[Any]]:
-    """Room for a shard of each array, in a unit of so many rows.
-
-    All of it is one allocation, for which numpy asks for huge pages: to be given many small pages took 2 % of a run.
-    """
-    shapes = {key: (min(layout.shard_rows, rows), *layout.row_shape) for key, layout in layouts.items()}
-    sizes = [layout.row_bytes * shapes[key][0] for key, layout in layouts.items()]
-    starts = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)])
-    memory = np.empty(starts[-1], dtype=np.uint8)
-    return {
-        key: memory[start : start + size].view(layouts[key].dtype).reshape(shape)
-        for (key, shape), start, size in zip(shapes.items(), starts[:-1], sizes, strict=True)
-    }
 
 
 def _all_finite(values: NDArray[Any]) -> bool:

@@ -31,6 +31,7 @@ from ..store.documents import missing_documents
 from ..store.header import read_header
 from ..store.key import ArrayKey
 from ..store.location import open_storage
+from .allocator import keep_freed_memory
 from .choose import describe_choice, pick_model
 from .errors import ExtractError
 from .loading import Loader
@@ -166,6 +167,8 @@ def begin(job: Job) -> tuple[Job, FeatureStore, Backbone | None]:
 def compute(job: Job, store: FeatureStore, backbone: Backbone | None, progress: Callable[[int], object]) -> Timings:
     """Carry out the job's plan; return where the time went.
 
+    On a CPU, the process keeps memory that is freed from now on (:func:`~diffssl.extract.allocator.keep_freed_memory`).
+
     Args:
         job: what to do.
         store: opened for it.
@@ -184,6 +187,8 @@ def compute(job: Job, store: FeatureStore, backbone: Backbone | None, progress: 
         return run_without_backbone(store, job.data.splits, loader, job.plan.work, commit, progress)
     from .pipeline import Pipeline
 
+    if backbone.device.type == "cpu":
+        keep_freed_memory()
     pipeline = Pipeline(store, job.data.splits, backbone, seed, threads, commit, progress)
     pipeline.run(job.plan.work)
     return pipeline.timings

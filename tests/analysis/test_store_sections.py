@@ -76,12 +76,12 @@ def test_similarity_has_numbers_where_they_can_be_read(store: FeatureStore, sett
     selected = select([store], [Choice()], "train", None)
     several = type(selected)((selected.settings * 10)[:settings], selected.labels, ["a note"])
     values = np.full((settings, settings), 0.25)
-    section = similarity_section(several, Similarity(values, values, values), "unbiased")
+    section = similarity_section(several, Similarity(values, values - 0.01, values + 0.02), "unbiased")
     note, heat = section.parts
     assert note == Words("a note")
     assert isinstance(heat, Heat)
     assert heat.digits == digits
-    assert heat.hover[0][1].endswith(": 0.250")
+    assert heat.hover[0][1].endswith(": 0.250 [0.240, 0.270]")
     assert (heat.low, heat.high) == (0, 1)
 
 

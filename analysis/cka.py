@@ -75,9 +75,9 @@ def cka(
     HSICs of the sample, q_a = sum_b K_ab L_ab for row a, summed over a group: no copy meets its row, and a resample costs
     nothing. Moving one row of n moves HSIC twice as far as its q_a says, once as a and once as b, to first order (how the
     centring moves is of second order); so deviations of resamples count twice, on the scale of Fisher's z, which keeps
-    intervals below 1. Ends are expanded percentiles for 32 groups (Hesterberg 2015, arXiv 1411.5279, 5.3). They are about the
-    sampling of rows alone: HSIC_0's bias, which is of order d / n, stays in it, and near 0, where the first-order effect
-    vanishes, they are a little wide.
+    intervals below 1. Ends are expanded percentiles for 32 groups (Hesterberg 2015, The American Statistician 69, 371-386).
+    They are about the sampling of rows alone: HSIC_0's bias, which is of order d / n, stays in it, and near 0, where the
+    first-order effect vanishes, they are a little wide.
 
     Args:
         features: S times (n, d), with d of their own; arrays, or anything that gives ranges of rows.

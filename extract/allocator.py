@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     Activations are freed and asked for again in every forward pass. By default the end of the heap goes back to the system
     once a few of them are free there, and comes again a page at a time: in runs whose heap happens to lie so, that took
-    8 to 14 % of the time on a CPU. What a process needs at most stays the same.
+    8 to 14 % of the time on a CPU. The peak of a run of 24 blocks was the same with and without.
 
     Returns:
         Whether the C library has been told; others than glibc are left alone.

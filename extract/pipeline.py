@@ -93,7 +93,7 @@ class Pipeline:
         self._tf32 = store.header.identity.fields.get("compute_dtype") == TF32
         self._dtype = {2: torch.float16, 4: torch.float32}[np.dtype(store.header.dtype).itemsize]
         # A GPU works beside the loader's threads. A CPU's cores are all in the forward pass, where one that is taken
-        # away makes the others wait: there they take turns, but for waiting for the disk.
+        # away makes the others wait: there they take turns.
         self._side_by_side = backbone.device.type != "cpu"
         self._loader = Loader(backbone.image_size, store.header.batch_size, threads, backbone.resize)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="diffssl-write")
@@ -226,11 +226,8 @@ class Pipeline:
         self.timings.backbone += time.perf_counter() - started
         n = len(step.images.ids)
         features = {key: value[:n].numpy() for key, value in done.features.items()}
-        self._settle(_WRITES_AHEAD - 1)
-        if self._side_by_side or self._writes or not writer.only_copies(features):
-            self._writes.append(self._writer.submit(self._write, writer, features, step.images.left_out, step.ends_unit))
-        else:
-            self._write(writer, features, step.images.left_out, step.ends_unit)
+        self._writes.append(self._writer.submit(self._write, writer, features, step.images.left_out, step.ends_unit))
+        self._settle(_WRITES_AHEAD)
         self._progress(n)
 
     def _write(

@@ -47,9 +47,8 @@ def encode_shard(values: NDArray[Any], layout: ArrayLayout) -> tuple[list[bytes 
     for i in range(n_chunks):
         chunk = values[i * size : (i + 1) * size]
         if len(chunk) < size:  # the end of the split: the rest of its last chunk is fill
-            padded = np.empty((size, *layout.row_shape), dtype=layout.dtype)
+            padded = np.full((size, *layout.row_shape), layout.fill_value, dtype=layout.dtype)
             padded[: len(chunk)] = chunk
-            padded[len(chunk) :] = layout.fill_value
             chunk = padded
         crcs.append(crc32c(chunk).to_bytes(_CRC, "little"))
         parts += [chunk.data.cast("B"), crcs[-1]]

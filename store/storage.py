@@ -103,7 +103,7 @@ class LocalStorage:
         All are written before the first is synced: a journalling file system then syncs them at once.
 
         Raises:
-            StorageFull: there is no room for them all; those of before are there.
+            StorageFull: there is no room for them all.
         """
         temporaries = [self._temporary() for _ in files]
         try:

@@ -90,14 +90,6 @@ class UnitWriter:
         self._put(full)
         self._failed = False
 
-    def only_copies(self, features: Mapping[_Key, NDArray[Any]]) -> bool:
-        """Whether :meth:`write` will keep these rows in memory, because they fill no shard."""
-        return all(
-            self._filled[key] % self._layouts[key].shard_rows + len(values) < self._layouts[key].shard_rows
-            and self._filled[key] + len(values) < len(self._rows)
-            for key, values in features.items()
-        )
-
     def commit(self, limit: int | None, command: str | None, versions: Mapping[str, str]) -> Commit:
         """Sync what was written to disk, and commit. Arguments: see :class:`Commit`."""
         if self._failed:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -24,11 +25,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(argument: str) -> int:
     """Pages that the system gives to a process for memory that the process had before."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, argument], check=True, capture_output=True, text=True)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, argument], check=True, capture_output=True, text=True, env=plain)
     return int(done.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's malloc")
 def test_memory_that_was_freed_stays_with_the_process() -> None:
-    assert faults("told") < 100
-    assert faults("not told") > 1000
+    assert 10 * faults("told") < faults("not told")  # of small pages or huge ones, as the system has it

@@ -70,21 +70,6 @@ def test_a_unit_is_there_after_its_commit(empty: FeatureStore, expected: Expecte
     assert (Path(empty.path) / commit.name).exists()
 
 
-@pytest.mark.parametrize("shard", [2, 4])
-def test_rows_that_only_go_to_memory_are_told_from_those_that_make_files(
-    empty: FeatureStore, expected: Expected, monkeypatch: pytest.MonkeyPatch, shard: int
-) -> None:
-    values = expected(empty, KEY, "train")[:4]
-    monkeypatch.setattr(layout_module, "MAX_SHARD_BYTES", shard * empty.layout(KEY, "train").row_bytes)
-    writer = unit(empty)
-    for row in range(4):
-        only_copies = writer.only_copies({KEY: values[row : row + 1]})
-        assert only_copies == ((row + 1) % shard != 0)
-        before = features_on_disk(empty)
-        writer.write({KEY: values[row : row + 1]}, {})
-        assert (features_on_disk(empty) == before) == only_copies
-
-
 def test_the_last_row_block_is_short(empty: FeatureStore, expected: Expected) -> None:
     values = expected(empty, KEY, "train")[8:]
     writer = unit(empty, row_block=2)

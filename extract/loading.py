@@ -86,9 +86,9 @@ class Loader:
     def _draw(
         self, seed: int, ids: Sequence[str], timestep: int, shape: Sequence[int], draw: int, crop: int
     ) -> NDArray[np.float32]:
-        noise = np.zeros((self._batch_size, *shape), dtype=np.float32)
-        noise[: len(ids)] = noise_batch(seed, ids, timestep, shape, draw, crop)
-        return noise
+        noise = noise_batch(seed, ids, timestep, shape, draw, crop)
+        missing = self._batch_size - len(ids)
+        return np.concatenate([noise, np.zeros((missing, *shape), dtype=np.float32)]) if missing else noise
 
     def _decode(self, data: SplitData, rows: range, crop: int, seed: int, read: Future[list[bytes]] | None) -> ImageBatch:
         contents = iter(read.result()) if read is not None else (_read(data, row) for row in rows)

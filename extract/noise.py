@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 SCHEME = 1
 
-_PAIRS_TOGETHER = 1 << 14  # half a second-level cache
+_PAIRS_TOGETHER = 1 << 17  # a megabyte in float64
 _FRESH = np.random.Philox(key=0).state
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
-_QUARTER = 1 << 51  # of a turn of 2^53
 # Of cos(2 pi r) and sin(2 pi r) / r in powers of r^2, the highest first: to 2e-17 at a quarter of a turn.
 _COSINE = [(-1) ** n * math.tau ** (2 * n) / math.factorial(2 * n) for n in range(10, -1, -1)]
 _SINE = [(-1) ** n * math.tau ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(10, -1, -1)]
@@ -55,19 +54,18 @@ def noise_batch(
     size = math.prod(shape)
     pairs = -(-size // 2)
     noise = np.empty((len(sample_ids), size), dtype=np.float32)
-    # A few samples at a time: calls long enough that threads do not wait for each other's, arrays that stay in a cache.
+    # So many samples at a time that calls are long: threads wait for each other's interpreter between calls.
     together = max(1, min(len(sample_ids), _PAIRS_TOGETHER // max(1, pairs)))
-    words = np.empty((together, 2 * pairs), dtype=np.uint64)
-    buffers = np.empty((4, together, pairs))
+    words = np.empty((2, together, pairs), dtype=np.uint64)
     philox = np.random.Philox(key=0)
     for first in range(0, len(sample_ids), together):
         out = noise[first : first + together]
-        drawn = words[: len(out)]
-        for row, sample_id in zip(drawn, sample_ids[first : first + together], strict=True):
+        drawn = words[:, : len(out)]
+        for i, sample_id in enumerate(sample_ids[first : first + together]):
             philox.state = _state(seed, sample_id, timestep, draw, crop)
-            row[:] = philox.random_raw(2 * pairs)
+            drawn[:, i] = philox.random_raw(2 * pairs).reshape(2, pairs)
         drawn >>= np.uint64(11)
-        out[:, :pairs], sines = _box_muller(drawn, buffers[:, : len(out)])
+        out[:, :pairs], sines = _box_muller(*np.multiply(drawn, 2.0**-53))
         out[:, pairs:] = sines[:, : size - pairs]
     return noise.reshape(len(sample_ids), *shape)
 
@@ -83,39 +81,40 @@ def _state(seed: int, sample_id: str, timestep: int, draw: int, crop: int) -> An
     return {**_FRESH, "state": {"counter": counter, "key": np.frombuffer(key, dtype="<u8").astype(np.uint64)}}
 
 
-def _box_muller(words: NDArray[np.uint64], buffers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Normals of (n, 2 * pairs) numbers of 53 bits, as (n, pairs) and (n, pairs), in two of the (4, n, pairs) buffers.
+def _box_muller(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pairs of normals of pairs of multiples of 2^-53 in [0, 1), all of one shape, which are overwritten.
 
     Cosine and sine by exact reduction to a quarter of a turn and Taylor's series: sums and products alone, which are the
     same on every processor. numpy's own take twice as long where there is no AVX-512.
     """
-    radius, rest, square, cosine = buffers
-    pairs = radius.shape[1]
-    # The first half in (0, 1], so that its logarithm is finite; the second half is an angle in [0, 1) turns.
-    np.add(words[:, :pairs], 1.0, out=radius)
-    radius *= 2.0**-53
+    radius, turns = first, second
+    radius += 2.0**-53  # in (0, 1], so that its logarithm is finite
     np.log(radius, out=radius)
     radius *= -2.0
     np.sqrt(radius, out=radius)
-    turns = words[:, pairs:].view(np.int64)
-    half_turns = (turns + _QUARTER) >> 52
-    radius *= 1 - 2 * (half_turns & 1)
-    half_turns <<= 52
-    np.subtract(turns, half_turns, out=turns)
-    np.multiply(turns, 2.0**-53, out=rest)  # in [-1/4, 1/4) turns
-    np.multiply(rest, rest, out=square)
-    _polynomial(square, _COSINE, cosine)
+    halves = np.multiply(turns, 2.0)
+    halves += 0.5
+    np.floor(halves, out=halves)  # 0, 1 or 2; exact, as is the difference to the nearest of them
+    halves *= 0.5
+    turns -= halves  # in [-1/4, 1/4)
+    halves -= 0.5
+    np.square(halves, out=halves)
+    halves *= 8
+    halves -= 1  # the sign: -1 for an odd number of half turns
+    radius *= halves
+    square = np.square(turns, out=halves)
+    cosine = _polynomial(square, _COSINE)
     cosine *= radius
-    radius *= rest
-    _polynomial(square, _SINE, rest)
-    radius *= rest
+    radius *= turns
+    radius *= _polynomial(square, _SINE)
     return cosine, radius
 
 
-def _polynomial(x: NDArray[np.float64], coefficients: Sequence[float], out: NDArray[np.float64]) -> None:
+def _polynomial(x: NDArray[np.float64], coefficients: Sequence[float]) -> NDArray[np.float64]:
     """Horner's scheme, the highest coefficient first."""
     highest, *others = coefficients
-    out[...] = highest
+    found = np.full_like(x, highest)
     for coefficient in others:
-        out *= x
-        out += coefficient
+        found *= x
+        found += coefficient
+    return found

@@ -198,7 +198,7 @@ def test_gpus_that_workers_declare_are_asked_for(make_spec: MakeSpec) -> None:
     """A worker without the resource gets no row block, though it is idle."""
     options: dict[str, Any] = {"processes": False, "dashboard_address": "127.0.0.1:0", "resources": {"GPU": 1}}
     with LocalCluster(1, **options) as cluster, Client(cluster) as client:
-        client.sync(_add_worker_without_gpu, cluster.scheduler_address)
+        worker = client.sync(_worker_without_gpu, cluster.scheduler_address)
         client.wait_for_workers(2, timeout=SECONDS)
         where: set[str] = set()
 
@@ -207,10 +207,12 @@ def test_gpus_that_workers_declare_are_asked_for(make_spec: MakeSpec) -> None:
 
         compute_on_cluster(prepare(make_spec(), nothing), client, look, nothing)
         assert where == {cluster.workers[0].address}
+        client.sync(worker.close)  # it is not the cluster's, whose loop would be stopped while it closes
 
 
-async def _add_worker_without_gpu(address: str) -> None:
-    await Worker(address, nthreads=4)
+async def _worker_without_gpu(address: str) -> Worker:
+    worker: Worker = await Worker(address, nthreads=4)
+    return worker
 
 
 # A running cluster

@@ -135,7 +135,7 @@ def _crop(image: Image.Image, image_size: int, crop: RandomCrop | None, resize: 
         raise UndecodableImage(f"{image.width}x{image.height} pixels become {size[0]}x{size[1]}, more than {MAX_PIXELS}")
     image = image.resize(size, resample=Image.Resampling[resize.interpolation.upper()])
     left, top = _place(image.width - image_size, image.height - image_size, crop, resize)
-    pixels = np.asarray(image.convert("RGB"))[top : top + image_size, left : left + image_size]
+    pixels = np.asarray(image.crop((left, top, left + image_size, top + image_size)).convert("RGB"))
     return pixels[:, ::-1] if crop is not None and crop.flip else pixels
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,8 +198,9 @@ def test_more_workers_than_row_blocks_are_said(client: Client, make_spec: MakeSp
 def test_gpus_that_workers_declare_are_asked_for(make_spec: MakeSpec) -> None:
     """A worker without the resource gets no row block, though it is idle."""
     options: dict[str, Any] = {"processes": False, "dashboard_address": "127.0.0.1:0", "resources": {"GPU": 1}}
-    with LocalCluster(1, **options) as cluster, Client(cluster) as client:
+    with LocalCluster(1, **options) as cluster, Client(cluster) as client, ExitStack() as stack:
         worker = client.sync(_worker_without_gpu, cluster.scheduler_address)
+        stack.callback(client.sync, worker.close)  # it is not the cluster's, whose loop would be stopped while it closes
         client.wait_for_workers(2, timeout=SECONDS)
         where: set[str] = set()
 
@@ -207,7 +209,6 @@ def test_gpus_that_workers_declare_are_asked_for(make_spec: MakeSpec) -> None:
 
         compute_on_cluster(prepare(make_spec(), nothing), client, look, nothing)
         assert where == {cluster.workers[0].address}
-        client.sync(worker.close)  # it is not the cluster's, whose loop would be stopped while it closes
 
 
 async def _worker_without_gpu(address: str) -> Worker:

@@ -135,8 +135,9 @@ def identity_section(stores: Sequence[FeatureStore], results: Mapping[str, Seque
 
 def _extracted(store: FeatureStore, split: str) -> str:
     """How many rows settings have: of some there may be fewer than of others."""
-    counts = sorted({store.wanted_rows([key], split) for key in store.keys(split)}) or [0]
-    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} of {store.n_rows(split)}"
+    counts = [store.wanted_rows([key], split) for key in store.keys(split)] or [0]
+    fewest, most = min(counts), max(counts)
+    return f"{most if fewest == most else f'{fewest} to {most}'} of {store.n_rows(split)}"
 
 
 def _commands(store: FeatureStore) -> list[str]:

@@ -81,13 +81,12 @@ def _state(seed: int, sample_id: str, timestep: int, draw: int, crop: int) -> An
     return {**_FRESH, "state": {"counter": counter, "key": np.frombuffer(key, dtype="<u8").astype(np.uint64)}}
 
 
-def _box_muller(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _box_muller(radius: NDArray[np.float64], turns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Pairs of normals of pairs of multiples of 2^-53 in [0, 1), all of one shape, which are overwritten.
 
     Cosine and sine by exact reduction to a quarter of a turn and Taylor's series: sums and products alone, which are the
     same on every processor. numpy's own take twice as long where there is no AVX-512.
     """
-    radius, turns = first, second
     radius += 2.0**-53  # in (0, 1], so that its logarithm is finite
     np.log(radius, out=radius)
     radius *= -2.0
